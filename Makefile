@@ -1,0 +1,72 @@
+# Peerage. 'make' lists what can be made.
+
+GO    ?= go
+TOOL  := $(GO) tool -modfile=.ci/tools.mod
+BIN   := bin/peerage
+T     ?= 30s
+
+# Debian packages that the tests use: real clients, and a C compiler for the race
+# detector.
+PACKAGES := curl bind9-dnsutils gcc libc6-dev
+
+FUZZ = $(shell grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: build
+build: ## build bin/peerage
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/peerage
+
+.PHONY: run
+run: build ## build, and run a three-node site on loopback until Ctrl-C
+	@exec $(BIN) demo
+
+.PHONY: test
+test: packages build ## all tests, with the race detector
+	$(GO) test -race -shuffle=on -timeout 15m ./...
+
+.PHONY: check
+check: ## formatting, vet, static analysis, tidy modules
+	@out="$$($(TOOL) gofumpt -l .)"; test -z "$$out" || { echo "run 'make fmt': $$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) fix -diff ./...
+	$(TOOL) staticcheck ./...
+	@out="$$($(TOOL) deadcode -test ./...)"; test -z "$$out" || { echo "$$out"; exit 1; }
+	$(GO) mod tidy -diff
+
+.PHONY: fmt
+fmt: ## format all Go code
+	$(TOOL) gofumpt -w .
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for T (30s) each
+	@set -e; for p in $(FUZZ); do for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | sed 's/func //'); do \
+		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(T) $$p; done; done
+
+.PHONY: bench
+bench: ## run every benchmark, for docs/benchmarks.md
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: cover
+cover: packages ## coverage of the tests, a line a function
+	$(GO) test -coverprofile=bin/cover.out -coverpkg=./... ./...
+	$(GO) tool cover -func=bin/cover.out
+
+# Installs the packages that are missing, and only then asks for root.
+.PHONY: packages
+packages:
+	@command -v dpkg-query >/dev/null || { echo "not a Debian-like machine: install by hand what is missing of: $(PACKAGES)"; exit 0; }; \
+	missing=; for p in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
+		echo "the tests need these Debian packages:$$missing"; \
+		echo "there is neither root nor sudo here: have them installed (apt-get install$$missing), then run make again"; exit 1; fi; \
+	echo "installing$$missing"; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
