@@ -1,0 +1,237 @@
+// Package meter measures how busy this node is (patent S202): the pressure on its CPUs,
+// the requests in progress by number and by complexity, and whatever else may run short.
+//
+// Start with [Meter]. Begin and End are called around each request and cost one atomic
+// addition each; [Meter.Load] is one atomic read; [Meter.Run] owns all measuring and
+// smoothing. docs/decisions/0008 says why load is what it is.
+package meter
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"peerage/balancing"
+)
+
+// Measure says what the load of a node is made of. The guards against what may run short
+// count in each.
+type Measure uint8
+
+const (
+	// CPU is the pressure on the CPUs, or the requests in progress if they are more.
+	CPU Measure = iota
+	// Requests is the number of requests in progress against a set number.
+	Requests
+	// Weighted is the same with each request counted by the cost of its route.
+	Weighted
+)
+
+var measureNames = []string{CPU: "cpu", Requests: "requests", Weighted: "weighted"}
+
+func (m Measure) String() string {
+	if int(m) >= len(measureNames) {
+		return fmt.Sprintf("measure(%d)", uint8(m))
+	}
+	return measureNames[m]
+}
+
+// MarshalText writes the measure's name.
+func (m Measure) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads a measure's name.
+func (m *Measure) UnmarshalText(b []byte) error {
+	i := slices.Index(measureNames, string(b))
+	if i < 0 {
+		return fmt.Errorf("%q is not a measure of load: cpu, requests or weighted", b)
+	}
+	*m = Measure(i)
+	return nil
+}
+
+const (
+	// Tau is the time constant of the smoothing. Decisions taken on a raw load
+	// herd: the load must be slower than the clients that it moves.
+	Tau = time.Second
+
+	// MaxRoutes is how many routes are told apart. The rest share the last place.
+	MaxRoutes = 256
+
+	sample     = 5 * time.Millisecond
+	costEvery  = 100 * time.Millisecond
+	guardEvery = time.Second
+)
+
+// Config says what to measure.
+type Config struct {
+	Measure Measure
+
+	// Full is how many requests in progress are 100 %; 0 leaves their number out.
+	Full float64
+
+	// Elsewhere names the routes, by number, whose requests only wait for a back-end
+	// that all nodes share. Measure CPU does not count them: to move such a client would
+	// help nobody, and would drive all nodes over L1 together.
+	Elsewhere []int
+
+	// Interface is the network interface whose bandwidth is watched; "" for none.
+	Interface string
+}
+
+// Meter measures the load of one node.
+type Meter struct {
+	c         Config
+	elsewhere [MaxRoutes]bool
+	routes    [MaxRoutes]route
+	costs     *costs
+	smooth    atomic.Uint64 // math.Float64bits of the load in per cent
+	parts     atomic.Pointer[Parts]
+
+	// Replaced in tests.
+	pressure func() float64 // of the CPUs at this instant, 1 = all are busy and none waits
+	guards   func() Guards
+	cpuTime  func() time.Duration // used by this process so far
+}
+
+// route is what is counted of one route, in a cache line of its own.
+type route struct {
+	inFlight atomic.Int64
+	ended    atomic.Uint64
+	_        [48]byte
+}
+
+// Parts are what the load was made of when it was last looked at in full, in per cent.
+type Parts struct {
+	CPU      float64 `json:"cpu"`
+	Requests float64 `json:"requests"`
+	Lag      float64 `json:"lag"` // of this process's own timers
+	Guards
+}
+
+// New returns a meter. It measures nothing until [Meter.Run].
+func New(c Config) *Meter {
+	m := &Meter{c: c, costs: newCosts(), pressure: newPressure(), guards: newGuards(c.Interface), cpuTime: cpuTime}
+	for _, r := range c.Elsewhere {
+		m.elsewhere[place(r)] = true
+	}
+	m.parts.Store(&Parts{})
+	return m
+}
+
+func place(route int) int { return min(max(route, 0), MaxRoutes-1) }
+
+// Begin counts a request of a route in.
+func (m *Meter) Begin(route int) { m.routes[place(route)].inFlight.Add(1) }
+
+// End counts a request of a route out.
+func (m *Meter) End(route int) {
+	r := &m.routes[place(route)]
+	r.inFlight.Add(-1)
+	r.ended.Add(1)
+}
+
+// InFlight returns the number of requests in progress.
+func (m *Meter) InFlight() (n int64) {
+	for i := range m.routes {
+		n += m.routes[i].inFlight.Load()
+	}
+	return n
+}
+
+// Load returns the load smoothed over [Tau]. It is not capped at 100.
+func (m *Meter) Load() balancing.Load {
+	return balancing.Load(math.Float64frombits(m.smooth.Load()))
+}
+
+// Parts returns what the load is made of, as of a second ago at the most.
+func (m *Meter) Parts() Parts { return *m.parts.Load() }
+
+// Cost returns the weight of a route: the CPU time that one of its requests takes, as far
+// as could be learned, relative to the mean of all. 1 if nothing is known.
+func (m *Meter) Cost(route int) float64 { return m.costs.weight(place(route)) }
+
+// averages are the smoothed values of [Meter.Run].
+type averages struct {
+	cpu, requests, lag float64
+	guards             Guards
+}
+
+// Run measures until ctx ends.
+func (m *Meter) Run(ctx context.Context) error {
+	t := time.NewTicker(sample)
+	defer t.Stop()
+	var a averages
+	last := time.Now()
+	cost, guard := last, last
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		// The true interval, not the ticker's: on a busy machine ticks come late.
+		now := time.Now()
+		m.step(&a, now.Sub(last))
+		last = now
+		if now.Sub(cost) >= costEvery {
+			cost = now
+			m.learn()
+		}
+		if now.Sub(guard) >= guardEvery {
+			guard = now
+			a.guards = m.guards()
+			m.parts.Store(&Parts{CPU: 100 * a.cpu, Requests: 100 * a.requests, Lag: 100 * a.lag, Guards: a.guards})
+		}
+	}
+}
+
+// lagFull is the lateness of this process's own timers that counts as a load of 100 %:
+// work waits for that long before anything is done about it.
+const lagFull = 200 * time.Millisecond
+
+// step takes one sample, passed after the one before.
+func (m *Meter) step(a *averages, passed time.Duration) {
+	keep := math.Exp(-passed.Seconds() / Tau.Seconds())
+	mix := func(was, now float64) float64 { return now + (was-now)*keep }
+	a.cpu = mix(a.cpu, m.pressure())
+	a.requests = mix(a.requests, m.inProgress())
+	a.lag = mix(a.lag, max(0, (passed-2*sample).Seconds()/lagFull.Seconds()))
+
+	load := a.requests
+	if m.c.Measure == CPU {
+		load = max(load, a.cpu, a.guards.Machine/100)
+	}
+	load = max(load, a.lag, a.guards.worst()/100)
+	m.smooth.Store(math.Float64bits(100 * load))
+}
+
+// inProgress returns the requests in progress as a part of the full number.
+func (m *Meter) inProgress() float64 {
+	if m.c.Full <= 0 {
+		return 0
+	}
+	sum := 0.0
+	for i := range m.routes {
+		n := m.routes[i].inFlight.Load()
+		switch {
+		case n == 0, m.c.Measure == CPU && m.elsewhere[i]:
+		case m.c.Measure == Requests:
+			sum += float64(n)
+		default:
+			sum += float64(n) * m.costs.weight(i)
+		}
+	}
+	return sum / m.c.Full
+}
+
+// learn lets the costs of the routes follow what was used since the last time.
+func (m *Meter) learn() {
+	var ended [MaxRoutes]uint64
+	for i := range m.routes {
+		ended[i] = m.routes[i].ended.Load()
+	}
+	m.costs.learn(&ended, m.cpuTime())
+}
