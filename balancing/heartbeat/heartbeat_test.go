@@ -1,0 +1,506 @@
+package heartbeat
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"peerage/balancing"
+	"peerage/balancing/keys"
+)
+
+const period = 500 * time.Millisecond
+
+// bus is a network in memory. What is lost on it, the test says.
+type bus struct {
+	mu    sync.Mutex
+	wires map[netip.Addr]*wire
+	lost  func(from, to netip.Addr, byMulticast bool) bool
+	taped [][]byte
+}
+
+// wire is the transport of one node on a bus.
+type wire struct {
+	bus   *bus
+	at    netip.Addr
+	queue chan sentence
+	down  chan struct{}
+	once  sync.Once
+	dead  atomic.Bool // sends nothing more
+}
+
+type sentence struct {
+	text        []byte
+	byMulticast bool
+}
+
+func (b *bus) attach(at netip.Addr) *wire {
+	w := &wire{bus: b, at: at, queue: make(chan sentence, 64), down: make(chan struct{})}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wires[at] = w
+	return w
+}
+
+func (w *wire) send(text []byte, to netip.Addr) error {
+	if w.dead.Load() {
+		return nil
+	}
+	w.bus.mu.Lock()
+	defer w.bus.mu.Unlock()
+	text = bytes.Clone(text)
+	w.bus.taped = append(w.bus.taped, text)
+	for at, peer := range w.bus.wires {
+		group := !to.IsValid()
+		if !group && at != to || w.bus.lost != nil && w.bus.lost(w.at, at, group) {
+			continue
+		}
+		select {
+		case peer.queue <- sentence{text, group}:
+		default:
+		}
+	}
+	return nil
+}
+
+func (w *wire) receive(deliver func([]byte, bool)) error {
+	for {
+		select {
+		case <-w.down:
+			return nil
+		case s := <-w.queue:
+			deliver(s.text, s.byMulticast)
+		}
+	}
+}
+
+func (w *wire) close() error {
+	w.once.Do(func() { close(w.down) })
+	return nil
+}
+
+// lan is a site of nodes n1, n2, ... on a bus, each with an exchange.
+type lan struct {
+	t    *testing.T
+	bus  *bus
+	ring *keys.Ring
+	list []Peer
+	mode Mode
+	log  bytes.Buffer
+	to   *slog.Logger // writes to log
+}
+
+func newLAN(t *testing.T, nodes int, mode Mode) *lan {
+	ring, err := keys.NewRing(keys.Generate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lan{t: t, bus: &bus{wires: map[netip.Addr]*wire{}}, ring: ring, mode: mode}
+	l.to = slog.New(slog.NewTextHandler(&l.log, nil))
+	for i := 1; i <= nodes; i++ {
+		l.list = append(l.list, Peer{
+			ID: balancing.NodeID("n" + string(rune('0'+i))), Address: hostOf(i), Capacity: 1,
+			Home: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + i)})},
+		})
+	}
+	return l
+}
+
+func hostOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) }
+
+// running is one node's exchange.
+type running struct {
+	*Exchange
+	kill func() // ends it without a farewell
+	end  func() // ends it in order
+}
+
+// start starts node i in its given incarnation, in state OK.
+func (l *lan) start(i int, incarnation uint64) *running {
+	l.t.Helper()
+	x, err := New(Config{
+		Self: l.list[i-1].ID, Address: hostOf(i), Incarnation: incarnation, Nodes: l.list,
+		Sealer: l.ring.Sealer(keys.LabelReport), Site: "test",
+		Period: period, OfflineAfter: 3, Exchange: Unicast,
+		Log: l.to,
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	x.mode = l.mode
+	w := l.bus.attach(hostOf(i))
+	x.open = func(*Config, Mode) (transport, error) { return w, nil }
+	x.Update(func(s *Status) { s.State = balancing.OK })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- x.Run(ctx) }()
+	end := func() {
+		cancel()
+		if err := <-done; err != nil {
+			l.t.Errorf("%s: %v", x.c.Self, err)
+		}
+	}
+	return &running{Exchange: x, end: end, kill: func() {
+		l.bus.mu.Lock()
+		delete(l.bus.wires, hostOf(i))
+		l.bus.mu.Unlock()
+		w.dead.Store(true)
+		end()
+	}}
+}
+
+// hears reports whether x sees the named node on-line.
+func (x *running) hears(id balancing.NodeID) bool { return x.View().Node(id).Online }
+
+func settled(d time.Duration) {
+	time.Sleep(d) // in a bubble: it costs nothing
+	synctest.Wait()
+}
+
+func TestReportsMakeTheView(t *testing.T) {
+	for _, mode := range []Mode{Auto, Multicast, Unicast} {
+		t.Run(mode.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLAN(t, 3, mode)
+				n1, n2, n3 := l.start(1, 100), l.start(2, 200), l.start(3, 300)
+				defer n3.end()
+				defer n2.end()
+				defer n1.end()
+				vips := addrs("192.0.2.12", "2001:db8::12")
+				n2.Update(func(s *Status) { s.Load, s.Held = 42.5, vips })
+				settled(period + period/5)
+				for _, x := range []*running{n1, n3} {
+					got := x.View().Node("n2")
+					if !got.Online || got.State != balancing.OK || got.Load != 42.5 || !slices.Equal(got.Held, vips) || got.Incarnation != 200 || got.Address != hostOf(2) {
+						t.Errorf("%s sees %+v", x.c.Self, got)
+					}
+				}
+				if got := n2.View().Me(); got.Load != 42.5 || got.Incarnation != 200 || !got.Online {
+					t.Errorf("n2 sees itself as %+v", got)
+				}
+				if got := n1.Counters(); got.Refused() != 0 || got.Accepted == 0 {
+					t.Errorf("n1 counted %+v", got)
+				}
+			})
+		})
+	}
+}
+
+// TestSilence is the patent's S207: three missed reports, and the node is left out.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 3, Auto)
+		n1, n2, n3 := l.start(1, 1), l.start(2, 1), l.start(3, 1)
+		defer n1.end()
+		defer n3.end()
+		settled(10 * period)
+		n2.kill()
+		killed := time.Now()
+		for n1.hears("n2") {
+			settled(time.Millisecond)
+		}
+		took := time.Since(killed)
+		if took < 3*period-period*11/10 || took > 3*period+time.Millisecond {
+			t.Errorf("off-line %v after its end, want three periods after its last report", took)
+		}
+		if !n1.hears("n3") {
+			t.Error("n3 is off-line too")
+		}
+		n2 = l.start(2, 2)
+		defer n2.end()
+		settled(50 * time.Millisecond)
+		if !n1.hears("n2") || !n2.hears("n1") {
+			t.Error("n2 has come back, and they do not see each other at once")
+		}
+	})
+}
+
+func TestFarewell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 2, Auto)
+		n1, n2 := l.start(1, 1), l.start(2, 1)
+		defer n1.end()
+		settled(2 * period)
+		n2.Update(func(s *Status) { s.Held = addrs("192.0.2.12") })
+		n2.end()
+		synctest.Wait()
+		if got := n1.View().Node("n2"); got.Online || got.State != balancing.Leaving || len(got.Held) > 0 {
+			t.Errorf("after its farewell n2 is %+v", got)
+		}
+		if !strings.Contains(l.log.String(), `msg="peer left" peer=n2`) {
+			t.Errorf("log:\n%s", &l.log)
+		}
+	})
+}
+
+func TestChangesAreReportedEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 2, Auto)
+		n1, n2 := l.start(1, 1), l.start(2, 1)
+		defer n1.end()
+		defer n2.end()
+		settled(3 * period)
+		for name, change := range map[string]func(s *Status){
+			"state": func(s *Status) { s.State = balancing.Draining },
+			"VIPs":  func(s *Status) { s.Held = addrs("192.0.2.12") },
+			"load":  func(s *Status) { s.Load = 80 },
+		} {
+			n2.Update(change)
+			settled(jumpPause + viewEvery)
+			want, got := n2.View().Me(), n1.View().Node("n2")
+			if got.State != want.State || got.Load != want.Load || !slices.Equal(got.Held, want.Held) {
+				t.Errorf("%s: n1 sees %+v, want %+v", name, got, want)
+			}
+		}
+		// Early reports are bounded, whatever the node does.
+		settled(period)
+		before := n2.Counters().Sent
+		for i := range 1000 {
+			n2.Update(func(s *Status) { s.State = balancing.OK + balancing.State(i%2) })
+			settled(time.Millisecond)
+		}
+		if sent := n2.Counters().Sent - before; sent > 2*1000/20+10 {
+			t.Errorf("%d datagrams in a second of changes, want one to each way every 20 ms at most", sent)
+		}
+	})
+}
+
+// TestMulticastIsHelpedOut: where a switch eats multicast, in one direction or both, the
+// nodes find it out and send datagrams; where it carries, they do not.
+func TestMulticastIsHelpedOut(t *testing.T) {
+	for name, lost := range map[string]func(from, to netip.Addr) bool{
+		"none":      func(from, to netip.Addr) bool { return false },
+		"all":       func(from, to netip.Addr) bool { return true },
+		"to n1":     func(from, to netip.Addr) bool { return to == hostOf(1) },
+		"n1 to n2":  func(from, to netip.Addr) bool { return from == hostOf(1) && to == hostOf(2) },
+		"n3's is":   func(from, to netip.Addr) bool { return from == hostOf(3) },
+		"n3 is off": func(from, to netip.Addr) bool { return from == hostOf(3) || to == hostOf(3) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLAN(t, 3, Auto)
+				l.bus.lost = func(from, to netip.Addr, byMulticast bool) bool { return byMulticast && lost(from, to) }
+				all := []*running{l.start(1, 1), l.start(2, 1), l.start(3, 1)}
+				for _, x := range all {
+					defer x.end()
+				}
+				settled(5 * period)
+				for range 20 {
+					settled(period)
+					for _, x := range all {
+						for p := range x.View().Peers() {
+							if !p.Online {
+								t.Fatalf("%s does not hear %s", x.c.Self, p.ID)
+							}
+						}
+					}
+				}
+				before := all[0].Counters().Sent
+				settled(10 * period)
+				if sent := all[0].Counters().Sent - before; name == "none" && sent > 12 {
+					t.Errorf("%d datagrams in ten periods, want the multicast ones alone", sent)
+				}
+			})
+		})
+	}
+}
+
+func TestWhatIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 2, Auto)
+		n1, n2 := l.start(1, 5), l.start(2, 5)
+		defer n1.end()
+		settled(4 * period)
+		sealer := l.ring.Sealer(keys.LabelReport)
+		genuine := func(change func(*report)) []byte {
+			r := fullReport()
+			r.node, r.incarnation, r.sequence, r.sent = "n2", 5, 1000, time.Now()
+			change(r)
+			return sealer.Seal(nil, r.appendTo(nil), []byte("test"))
+		}
+		other, _ := keys.NewRing(keys.Generate())
+		tape := slices.Clone(l.bus.taped)
+		n2.kill()
+		settled(4 * period)
+		before := *n1.View().Node("n2")
+		c := n1.Counters()
+
+		for _, text := range tape {
+			n1.hear(text, true)
+		}
+		if got := n1.Counters(); got.Replayed+got.Own+got.Forged != c.Replayed+c.Own+c.Forged+uint64(len(tape)) {
+			t.Errorf("of %d replayed: %+v, before %+v", len(tape), got, c)
+		}
+		n1.hear(other.Sealer(keys.LabelReport).Seal(nil, fullReport().appendTo(nil), []byte("test")), true)
+		n1.hear(sealer.Seal(nil, fullReport().appendTo(nil), []byte("another site")), true)
+		n1.hear(sealer.Seal(nil, []byte("nonsense"), []byte("test")), true)
+		n1.hear(genuine(func(r *report) { r.node = "n9" }), true)
+		n1.hear(genuine(func(r *report) { r.sent = r.sent.Add(-maxSkew - time.Second) }), true)
+		n1.hear(genuine(func(r *report) { r.sent = r.sent.Add(maxSkew + time.Second) }), true)
+		n1.hear(genuine(func(r *report) { r.incarnation = 4 }), true)
+		n1.hear(genuine(func(r *report) { r.node, r.incarnation = "n1", 6 }), true)
+		altered := genuine(func(*report) {})
+		for i := range altered {
+			altered[i] ^= 1
+			n1.hear(altered, true)
+			altered[i] ^= 1
+		}
+		got := n1.Counters()
+		for name, n := range map[string][2]uint64{
+			"forged":    {got.Forged - c.Forged, uint64(2 + len(altered))},
+			"malformed": {got.Malformed - c.Malformed, 1},
+			"unknown":   {got.Unknown - c.Unknown, 1},
+			"clock":     {got.Clock - c.Clock, 2},
+			"twins":     {got.Twins - c.Twins, 1},
+		} {
+			if n[0] != n[1] {
+				t.Errorf("counted %d %s, want %d", n[0], name, n[1])
+			}
+		}
+		synctest.Wait()
+		if after := *n1.View().Node("n2"); after.Online || after.Heard != before.Heard {
+			t.Errorf("it changed n2 from %+v to %+v", before, after)
+		}
+		for _, word := range []string{`msg="clock differs"`, `msg="another node has this name"`} {
+			if strings.Count(l.log.String(), word) != 1 {
+				t.Errorf("log, want once %s:\n%s", word, &l.log)
+			}
+		}
+		n1.hear(genuine(func(r *report) { r.incarnation = 6 }), true)
+		if !n1.hears("n2") {
+			t.Error("a genuine report was refused as well: the test proves nothing")
+		}
+	})
+}
+
+// TestOwnDelayAccusesNobody: a node whose own clock has jumped ahead, as after a stop of
+// the whole machine, does not take its peers for dead.
+func TestOwnDelayAccusesNobody(t *testing.T) {
+	p := newPeers(&Config{Self: "n1", OfflineAfter: 3, Nodes: []Peer{{ID: "n1"}, {ID: "n2", Capacity: 1}}})
+	now := time.Unix(1000, 0)
+	r := &report{node: "n2", incarnation: 1, sequence: 1, sent: now, period: period, state: balancing.OK}
+	if _, what, err := p.accept(r, now, true); what != joined || err != nil {
+		t.Fatal(what, err)
+	}
+	if got := p.next(); got != now.Add(3*period) {
+		t.Errorf("verdict at %v, want after three periods", got)
+	}
+	p.forgive(time.Second)
+	if silent := p.expire(now.Add(3*period + 900*time.Millisecond)); len(silent) > 0 {
+		t.Error("accused in spite of the delay")
+	}
+	if silent := p.expire(now.Add(3*period + time.Second)); len(silent) != 1 || !p.next().IsZero() {
+		t.Error("not accused after it")
+	}
+}
+
+// TestPeriodOfThePeerCounts: a site whose period is being changed has nodes with both.
+func TestPeriodOfThePeerCounts(t *testing.T) {
+	p := newPeers(&Config{Self: "n1", OfflineAfter: 3, Nodes: []Peer{{ID: "n1"}, {ID: "n2", Capacity: 1}}})
+	now := time.Unix(1000, 0)
+	p.accept(&report{node: "n2", incarnation: 1, sequence: 1, sent: now, period: 4 * time.Second, state: balancing.OK}, now, true)
+	if got := p.next(); got != now.Add(12*time.Second) {
+		t.Errorf("verdict at %v, want after three of its periods", got)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	good := Config{
+		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}}, Period: period, OfflineAfter: 3,
+		Exchange: Unicast, Log: slog.New(slog.DiscardHandler),
+	}
+	if _, err := New(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Config){
+		"itself unknown":    func(c *Config) { c.Self = "n2" },
+		"period":            func(c *Config) { c.Period = time.Minute },
+		"broken period":     func(c *Config) { c.Period += time.Microsecond },
+		"one missed report": func(c *Config) { c.OfflineAfter = 1 },
+		"no interface":      func(c *Config) { c.Exchange, c.Interface = Multicast, "nosuch0" },
+		"no multicast":      func(c *Config) { c.Exchange, c.Interface = Multicast, "lo" },
+	} {
+		c := good
+		change(&c)
+		if _, err := New(c); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	good.Exchange, good.Interface = Auto, "lo"
+	if x, err := New(good); err != nil || x.mode != Unicast {
+		t.Errorf("auto on loopback: %v, %v, want unicast", x.mode, err)
+	}
+}
+
+// TestLossIsBorne: with a third of all datagrams lost on the way, nobody is called
+// off-line for long, and every verdict is taken back.
+func TestLossIsBorne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rnd := rand.New(rand.NewPCG(3, 4))
+		l := newLAN(t, 3, Auto)
+		l.bus.lost = func(netip.Addr, netip.Addr, bool) bool { return rnd.Float64() < 0.3 }
+		all := []*running{l.start(1, 1), l.start(2, 1), l.start(3, 1)}
+		for _, x := range all {
+			defer x.end()
+		}
+		settled(5 * period)
+		heard, asked := 0, 0
+		for range 400 {
+			settled(period)
+			for _, x := range all {
+				for p := range x.View().Peers() {
+					asked++
+					if p.Online {
+						heard++
+					}
+				}
+			}
+		}
+		if heard*100 < asked*93 {
+			t.Errorf("heard %d of %d times", heard, asked)
+		}
+	})
+}
+
+func BenchmarkHear(b *testing.B) {
+	ring, err := keys.NewRing(keys.Generate())
+	if err != nil {
+		b.Fatal(err)
+	}
+	x, err := New(Config{
+		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}, {ID: "n2", Capacity: 1}}, Period: period,
+		OfflineAfter: 3, Exchange: Unicast, Log: slog.New(slog.DiscardHandler), Sealer: ring.Sealer(keys.LabelReport), Site: "test",
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := fullReport()
+	r.node, r.sent = "n2", time.Now()
+	var plain, sealed []byte
+	b.Run("genuine", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			r.sequence++
+			plain = r.appendTo(plain[:0])
+			sealed = x.c.Sealer.Seal(sealed[:0], plain, []byte("test"))
+			x.hear(sealed, true)
+		}
+	})
+	b.Run("forged", func(b *testing.B) {
+		forged := bytes.Clone(sealed)
+		forged[len(forged)-1] ^= 1
+		b.ReportAllocs()
+		for b.Loop() {
+			x.hear(forged, true)
+		}
+	})
+}

@@ -1,0 +1,173 @@
+package heartbeat
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"peerage/balancing"
+	"peerage/balancing/keys"
+)
+
+const inside = "PEERAGE_TEST_IN_NAMESPACE"
+
+// TestSockets exchanges reports over the sockets of a real kernel, by multicast and
+// unicast and in both families. It runs in a network namespace of its own, which has an
+// interface that carries multicast.
+func TestSockets(t *testing.T) {
+	if os.Getenv(inside) == "" {
+		rerun(t)
+		return
+	}
+	setUpNetwork(t)
+	for _, test := range []struct {
+		name, link, group string
+		hosts             []string
+		mode, want        Mode
+	}{
+		{"multicast IPv4", "wire0", "239.255.79.47", []string{"198.51.100.1", "198.51.100.2"}, Multicast, Multicast},
+		{"multicast IPv6", "wire0", "ff05::4f2f", []string{"2001:db8::1", "2001:db8::2"}, Multicast, Multicast},
+		{"auto on a LAN", "wire0", "239.255.79.47", []string{"198.51.100.1", "198.51.100.2"}, Auto, Auto},
+		{"auto on loopback", "lo", "239.255.79.47", []string{"127.0.0.11", "127.0.0.12"}, Auto, Unicast},
+		{"unicast IPv6", "wire0", "", []string{"2001:db8::1", "2001:db8::2"}, Unicast, Unicast},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ring, err := keys.NewRing(keys.Generate())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := Config{
+				Incarnation: 1, Sealer: ring.Sealer(keys.LabelReport), Site: "test", Period: period, OfflineAfter: 3, Port: 7947,
+				Exchange: test.mode, Interface: test.link, Log: slog.New(slog.DiscardHandler),
+			}
+			if test.group != "" {
+				c.Group = netip.MustParseAddr(test.group)
+			}
+			for i, h := range test.hosts {
+				p := Peer{ID: balancing.NodeID([]string{"n1", "n2"}[i]), Capacity: 1}
+				if test.want == Unicast { // by multicast, addresses are learned
+					p.Address = netip.MustParseAddr(h)
+				}
+				c.Nodes = append(c.Nodes, p)
+			}
+			var all []*Exchange
+			for i, h := range test.hosts {
+				c.Self, c.Address = c.Nodes[i].ID, netip.MustParseAddr(h)
+				x, err := New(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if x.mode != test.want {
+					t.Errorf("mode %v, want %v", x.mode, test.want)
+				}
+				run(t, x)
+				all = append(all, x)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			for i, x := range all {
+				other := all[1-i]
+				for {
+					if n := x.View().Node(other.c.Self); n.Online && n.Address == other.c.Address {
+						break
+					}
+					select {
+					case <-x.Changed():
+					case <-ctx.Done():
+						t.Fatalf("%s does not hear %s: %+v", x.c.Self, other.c.Self, x.Counters())
+					}
+				}
+			}
+			for _, x := range all {
+				if n := x.Counters(); test.want == Multicast && n.Own == 0 || n.Refused() > 0 {
+					t.Errorf("%s counted %+v", x.c.Self, n)
+				}
+			}
+		})
+	}
+}
+
+// run runs x until the test ends.
+func run(t *testing.T, x *Exchange) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- x.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func setUpNetwork(t *testing.T) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "wire0"
+	err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "wire1"})
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
+		t.Skipf("this kernel makes no interface for us: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"lo", "wire1", "wire0"} {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "wire0" {
+			for _, text := range []string{"198.51.100.1/24", "198.51.100.2/24", "2001:db8::1/64", "2001:db8::2/64"} {
+				a, err := netlink.ParseAddr(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if a.IP.To4() == nil {
+					a.Flags = unix.IFA_F_NODAD
+				}
+				if err := netlink.AddrAdd(l, a); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := netlink.LinkSetUp(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func rerun(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestSockets$", "-test.v")
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Skipf("this kernel makes no user and network namespaces for us: %v", err)
+	}
+	err = cmd.Wait()
+	switch {
+	case err != nil:
+		t.Errorf("in the namespace: %v\n%s", err, &out)
+	case strings.Contains(out.String(), "--- SKIP"):
+		t.Skipf("in the namespace:\n%s", &out)
+	}
+}
