@@ -1,0 +1,356 @@
+// Package linktest has what tests of takeover need: [Fake], a link in memory on a
+// [LAN] of its like, and [TestLink], the suite that each link must pass, fake or
+// real.
+package linktest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"peerage/takeover"
+)
+
+// LAN is a network of fakes. It writes down what happens on it.
+type LAN struct {
+	mu         sync.Mutex
+	start      time.Time
+	probeTime  time.Duration
+	hosts      []*Fake
+	transcript strings.Builder
+}
+
+// NewLAN returns a network without hosts, on which a probe that nobody answers takes
+// probeTime.
+func NewLAN(probeTime time.Duration) *LAN {
+	return &LAN{start: time.Now(), probeTime: probeTime}
+}
+
+// Host adds a host to the network.
+func (l *LAN) Host(name string) *Fake {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := &Fake{lan: l, name: name}
+	l.hosts = append(l.hosts, f)
+	return f
+}
+
+// Holders returns the names of the hosts that answer for vip.
+func (l *LAN) Holders(vip netip.Addr) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.holders(vip)
+}
+
+func (l *LAN) holders(vip netip.Addr) (names []string) {
+	for _, f := range l.hosts {
+		if f.answers(vip) {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+// Transcript returns what has happened since the last call, one line an event: the time
+// since the network was made, the host, what it did. A claim of an address that others
+// answer for names them.
+func (l *LAN) Transcript() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.transcript.String()
+	l.transcript.Reset()
+	return s
+}
+
+// String is one line a host: its name and the addresses on it.
+func (l *LAN) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var b strings.Builder
+	for _, f := range l.hosts {
+		fmt.Fprintln(&b, f.text())
+	}
+	return b.String()
+}
+
+// Fake is a [takeover.Link] in memory.
+type Fake struct {
+	lan  *LAN
+	name string
+
+	// Guarded by lan.mu.
+	addrs []netip.Addr // sorted
+	down  bool
+	fault error
+}
+
+var _ takeover.Link = (*Fake)(nil)
+
+var errDown = errors.New("network is down")
+
+// Crash cuts the host off: it answers for nothing and each call fails.
+func (f *Fake) Crash() { f.locked(func() { f.down = true }) }
+
+// Boot brings the host back. Its addresses are those that keep names of the ones it had.
+func (f *Fake) Boot(keep ...netip.Addr) {
+	f.locked(func() {
+		f.down = false
+		f.addrs = slices.DeleteFunc(f.addrs, func(a netip.Addr) bool { return !slices.Contains(keep, a) })
+	})
+}
+
+// Fail makes each Add, Remove and Announce fail with err; nil ends that.
+func (f *Fake) Fail(err error) { f.locked(func() { f.fault = err }) }
+
+// String is the host's name and the addresses on it.
+func (f *Fake) String() (s string) {
+	f.locked(func() { s = f.text() })
+	return s
+}
+
+// Addrs implements [takeover.Link].
+func (f *Fake) Addrs(ctx context.Context) (addrs []netip.Addr, err error) {
+	err = f.call(ctx, func() error {
+		addrs = slices.Clone(f.addrs)
+		return nil
+	})
+	return addrs, err
+}
+
+// Add implements [takeover.Link].
+func (f *Fake) Add(ctx context.Context, vip netip.Addr) error {
+	return f.change(ctx, "claim", vip, func() error {
+		i, present := slices.BinarySearchFunc(f.addrs, vip, netip.Addr.Compare)
+		if present {
+			return nil
+		}
+		too := ""
+		if others := f.lan.holders(vip); others != nil {
+			too = ", as do " + strings.Join(others, " ")
+		}
+		f.addrs = slices.Insert(f.addrs, i, vip)
+		f.note("holds %s%s", vip, too)
+		return nil
+	})
+}
+
+// Remove implements [takeover.Link].
+func (f *Fake) Remove(ctx context.Context, vip netip.Addr) error {
+	return f.change(ctx, "release", vip, func() error {
+		if i, present := slices.BinarySearchFunc(f.addrs, vip, netip.Addr.Compare); present {
+			f.addrs = slices.Delete(f.addrs, i, i+1)
+			f.note("gives up %s", vip)
+		}
+		return nil
+	})
+}
+
+// Announce implements [takeover.Link].
+func (f *Fake) Announce(ctx context.Context, vip netip.Addr) error {
+	return f.change(ctx, "announce", vip, func() error {
+		f.note("announces %s", vip)
+		return nil
+	})
+}
+
+// Probe implements [takeover.Link].
+func (f *Fake) Probe(ctx context.Context, vip netip.Addr) (bool, error) {
+	answered := false
+	look := func() error {
+		others := f.lan.holders(vip)
+		answered = slices.ContainsFunc(others, func(name string) bool { return name != f.name })
+		return nil
+	}
+	if err := f.call(ctx, look); answered || err != nil {
+		return answered, err
+	}
+	wait := time.NewTimer(f.lan.probeTime)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return answered, f.call(ctx, look)
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// change does what is asked with vip, unless it is to fail.
+func (f *Fake) change(ctx context.Context, what string, vip netip.Addr, do func() error) error {
+	return f.call(ctx, func() error {
+		switch {
+		case !vip.IsValid():
+			return fmt.Errorf("%s: not an address", what)
+		case f.fault != nil:
+			return fmt.Errorf("%s %s: %w", what, vip, f.fault)
+		}
+		return do()
+	})
+}
+
+// call does what is asked of the host, if it can do anything.
+func (f *Fake) call(ctx context.Context, do func() error) (err error) {
+	f.locked(func() {
+		if err = ctx.Err(); err != nil {
+			return
+		}
+		if err = errDown; !f.down {
+			err = do()
+		}
+	})
+	return err
+}
+
+func (f *Fake) locked(do func()) {
+	f.lan.mu.Lock()
+	defer f.lan.mu.Unlock()
+	do()
+}
+
+func (f *Fake) answers(vip netip.Addr) bool { return !f.down && slices.Contains(f.addrs, vip) }
+
+func (f *Fake) text() string {
+	words := []string{f.name + ":"}
+	for _, a := range f.addrs {
+		words = append(words, a.String())
+	}
+	if f.down {
+		words = append(words, "(down)")
+	}
+	return strings.Join(words, " ")
+}
+
+func (f *Fake) note(format string, args ...any) {
+	fmt.Fprintf(&f.lan.transcript, "%7.3fs %s ", time.Since(f.lan.start).Seconds(), f.name)
+	fmt.Fprintf(&f.lan.transcript, format+"\n", args...)
+}
+
+// TestLink checks that links keep to the contract of [takeover.Link]. Pair makes two of
+// them on one LAN, with nothing on either, that can claim the VIPs, of which there must
+// be two or more.
+func TestLink(t *testing.T, vips []netip.Addr, pair func(*testing.T) (mine, other takeover.Link)) {
+	vips = slices.SortedFunc(slices.Values(vips), netip.Addr.Compare)
+	vip := vips[0]
+
+	run := func(name string, test func(t *testing.T, mine, other takeover.Link)) {
+		t.Run(name, func(t *testing.T) {
+			mine, other := pair(t)
+			t.Cleanup(func() {
+				for _, v := range vips {
+					mine.Remove(context.Background(), v)
+					other.Remove(context.Background(), v)
+				}
+			})
+			test(t, mine, other)
+		})
+	}
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds := func(t *testing.T, l takeover.Link, want ...netip.Addr) {
+		t.Helper()
+		all, err := l.Addrs(t.Context())
+		must(t, err)
+		var got []netip.Addr // without those of the interface itself
+		for _, a := range all {
+			if slices.Contains(vips, a) {
+				got = append(got, a)
+			}
+		}
+		slices.SortFunc(got, netip.Addr.Compare)
+		if !slices.Equal(got, want) {
+			t.Fatalf("addresses on the link: got %v, want %v", got, want)
+		}
+	}
+	answered := func(t *testing.T, l takeover.Link, vip netip.Addr, want bool) {
+		t.Helper()
+		got, err := l.Probe(t.Context(), vip)
+		must(t, err)
+		if got != want {
+			t.Fatalf("another host answers for %s: got %v, want %v", vip, got, want)
+		}
+	}
+
+	run("holds nothing at first", func(t *testing.T, mine, other takeover.Link) {
+		holds(t, mine)
+		for _, v := range vips {
+			answered(t, mine, v, false)
+		}
+	})
+	run("adding twice is adding once", func(t *testing.T, mine, other takeover.Link) {
+		must(t, mine.Add(t.Context(), vip))
+		must(t, mine.Add(t.Context(), vip))
+		holds(t, mine, vip)
+		holds(t, other)
+	})
+	run("removing twice is removing once", func(t *testing.T, mine, other takeover.Link) {
+		must(t, mine.Remove(t.Context(), vip))
+		must(t, mine.Add(t.Context(), vip))
+		must(t, mine.Remove(t.Context(), vip))
+		must(t, mine.Remove(t.Context(), vip))
+		holds(t, mine)
+	})
+	run("addresses are independent", func(t *testing.T, mine, other takeover.Link) {
+		for _, v := range vips {
+			must(t, mine.Add(t.Context(), v))
+		}
+		holds(t, mine, vips...)
+		must(t, mine.Remove(t.Context(), vip))
+		holds(t, mine, vips[1:]...)
+	})
+	run("a probe hears others only", func(t *testing.T, mine, other takeover.Link) {
+		for _, v := range vips {
+			must(t, mine.Add(t.Context(), v))
+			answered(t, mine, v, false)
+			answered(t, other, v, true)
+			must(t, mine.Remove(t.Context(), v))
+			answered(t, other, v, false)
+		}
+	})
+	run("moves there and back", func(t *testing.T, mine, other takeover.Link) {
+		for range 2 {
+			for _, l := range []takeover.Link{mine, other} {
+				must(t, l.Add(t.Context(), vip))
+				holds(t, l, vip)
+				must(t, l.Remove(t.Context(), vip))
+			}
+		}
+	})
+	run("announces as often as asked", func(t *testing.T, mine, other takeover.Link) {
+		for _, v := range vips {
+			must(t, mine.Add(t.Context(), v))
+			must(t, mine.Announce(t.Context(), v))
+			must(t, mine.Announce(t.Context(), v))
+		}
+		holds(t, mine, vips...)
+	})
+	run("refuses what is no address", func(t *testing.T, mine, other takeover.Link) {
+		if err := mine.Add(t.Context(), netip.Addr{}); err == nil {
+			t.Error("Add of the zero Addr: got no error")
+		}
+		holds(t, mine)
+	})
+	run("several ask at a time", func(t *testing.T, mine, other takeover.Link) {
+		var all sync.WaitGroup
+		for _, v := range vips {
+			all.Go(func() {
+				if err := mine.Add(t.Context(), v); err != nil {
+					t.Error(err)
+				}
+				if got, err := other.Probe(t.Context(), v); err != nil || !got {
+					t.Errorf("another host answers for %s: got %v, %v; want true", v, got, err)
+				}
+			})
+		}
+		all.Wait()
+		holds(t, mine, vips...)
+	})
+}
