@@ -1,0 +1,256 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+
+	"peerage/appliance/site"
+	"peerage/balancing"
+	"peerage/balancing/heartbeat"
+	"peerage/balancing/keys"
+	"peerage/balancing/meter"
+	"peerage/dnsserver/zone"
+	"peerage/edge"
+	"peerage/edge/backend"
+	"peerage/edge/pin"
+	"peerage/edge/route"
+	"peerage/edge/static"
+	"peerage/takeover"
+)
+
+// This file turns the two files of a node into the configurations of the parts.
+
+func heartbeatConfig(nf *site.NodeFile, doc *site.Document, incarnation uint64, ring *keys.Ring, log *slog.Logger) heartbeat.Config {
+	c := heartbeat.Config{
+		Self:         nf.Name,
+		Address:      nf.Address.Public,
+		Incarnation:  incarnation,
+		Sealer:       ring.Sealer(keys.LabelReport),
+		Site:         doc.Site,
+		Period:       doc.Balancing.Period,
+		OfflineAfter: doc.Balancing.OfflineAfter,
+		Port:         nf.Listen.Reports,
+		Exchange:     doc.Balancing.Exchange,
+		Interface:    nf.Interfaces.Public,
+		Group:        nf.Multicast.Group,
+		Log:          log,
+	}
+	for _, id := range doc.NodeIDs() {
+		n := doc.Nodes[id]
+		c.Nodes = append(c.Nodes, heartbeat.Peer{ID: id, Address: n.Address, Home: n.VIPs, Capacity: n.Capacity})
+	}
+	return c
+}
+
+func meterConfig(nf *site.NodeFile, doc *site.Document) meter.Config {
+	b := doc.Balancing
+	c := meter.Config{Measure: b.Measure, Full: float64(b.Full) * doc.Nodes[nf.Name].Capacity, Interface: nf.Interfaces.Public}
+	for i, r := range doc.Routes {
+		if _, own := doc.Backends[r.Backend].ByNode[nf.Name]; r.Static == nil && !own {
+			c.Elsewhere = append(c.Elsewhere, i)
+		}
+	}
+	return c
+}
+
+// openLink returns the means to claim VIPs: the kernel's addresses, or on loopback, where
+// every address is there already, sockets.
+func openLink(nf *site.NodeFile, log *slog.Logger) (takeover.Link, func(), error) {
+	ifi, err := net.InterfaceByName(nf.Interfaces.Public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("public interface %s: %w", nf.Interfaces.Public, err)
+	}
+	if ifi.Flags&net.FlagLoopback != 0 {
+		l := takeover.Loopback(nf.Listen.Reports)
+		return l, func() { l.Close() }, nil
+	}
+	l, err := takeover.Linux(nf.Interfaces.Public, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	return l, func() { l.Close() }, nil
+}
+
+// edgeSite returns the site as the edge serves it, with one origin for each route.
+func edgeSite(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, handlers []http.Handler) (*edge.Site, error) {
+	addrs := []netip.Addr{nf.Address.Public}
+	for _, n := range doc.Nodes {
+		addrs = append(addrs, n.VIPs...)
+	}
+	names, err := route.NewNames(doc.Hosts, doc.NodeIDs(), doc.NodeNames, addrs...)
+	if err != nil {
+		return nil, err
+	}
+	var rules []route.Rule
+	for i, r := range doc.Routes {
+		rule := route.Rule{Host: r.Host, Path: r.Path, Nodes: r.Nodes, Spill: r.WhenDown == site.Spill, Index: i}
+		if s := r.Stateful; s != nil {
+			rule.Stateful = &route.Stateful{
+				Name: r.Host + s.Entry, Entry: s.Entry, Exit: s.Exit, OnOwnerLoss: s.OnOwnerLoss,
+				EntryKeepsPin: s.EntryKeepsPin, Idle: s.Idle, MaxLife: s.MaxLife,
+			}
+		}
+		rules = append(rules, rule)
+	}
+	table, err := route.NewTable(rules)
+	if err != nil {
+		return nil, err
+	}
+	b := doc.Balancing
+	return &edge.Site{
+		Name:    doc.Site,
+		Policy:  balancing.Policy{Light: b.Light, Margin: b.Margin, Below: b.Below, Rule: b.Rule, Choice: b.Choice},
+		Names:   names,
+		Routes:  table,
+		Origins: handlers,
+		Pins:    pin.NewRing(ring.Sealer(keys.LabelPin), ring.Derive(keys.LabelPinName, ""), doc.Site),
+		Grace:   doc.Drain.Grace,
+	}, nil
+}
+
+// siteZone returns the zone that the site answers for.
+func siteZone(nf *site.NodeFile, doc *site.Document) ([]*zone.Zone, error) {
+	c := zone.Config{
+		Origin:  doc.DNS.Zone,
+		TTL:     doc.DNS.TTL,
+		Serial:  doc.DNS.Serial,
+		Hosts:   doc.Hosts,
+		Records: doc.DNS.Records,
+		File:    nf.SiteFile,
+		Nodes:   doc.NodeIDs(),
+	}
+	for _, host := range doc.Hosts {
+		for _, id := range doc.NodeIDs() {
+			c.NodeNames = append(c.NodeNames, zone.NodeName{Name: doc.NodeName(id, host), Node: id})
+		}
+	}
+	z, err := zone.New(c)
+	if err != nil {
+		return nil, err
+	}
+	return []*zone.Zone{z}, nil
+}
+
+// origins are the handlers behind the routes.
+type origins struct {
+	handlers []http.Handler // one a route
+	pools    map[string]*backend.Pool
+	files    []*static.Handler
+}
+
+func openOrigins(self balancing.NodeID, doc *site.Document, log *slog.Logger) (_ *origins, err error) {
+	o := &origins{pools: map[string]*backend.Pool{}}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	for name, b := range doc.Backends {
+		servers := b.Servers
+		if own, ok := b.ByNode[self]; ok {
+			servers = own
+		}
+		c := backend.Config{Name: name, Log: log}
+		for _, s := range servers {
+			u, err := url.Parse(s)
+			if err != nil {
+				return nil, fmt.Errorf("backends.%s: %w", name, err)
+			}
+			c.Servers = append(c.Servers, u)
+		}
+		if h := b.Health; h != nil {
+			c.Health = &backend.Health{Path: h.Path, Every: h.Every, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall}
+		}
+		o.pools[name] = backend.New(c)
+	}
+	for i, r := range doc.Routes {
+		if r.Static == nil {
+			o.handlers = append(o.handlers, o.pools[r.Backend])
+			continue
+		}
+		h, err := static.New(static.Config{
+			Dir: r.Static.Dir, Index: r.Static.Index, Listing: r.Static.Listing, Precompressed: r.Static.Precompressed,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("routes[%d]: %w", i, err)
+		}
+		o.files = append(o.files, h)
+		o.handlers = append(o.handlers, below(strings.TrimSuffix(r.Path, "/"), h))
+	}
+	return o, nil
+}
+
+// below serves the part of a path that lies below prefix.
+func below(prefix string, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == prefix { // the route's path without its slash: relative links need it
+			w.Header().Set("Location", prefix+"/")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+			return
+		}
+		http.StripPrefix(prefix, h).ServeHTTP(w, r)
+	})
+}
+
+// run checks the back-ends until ctx ends, then closes everything.
+func (o *origins) run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, p := range o.pools {
+		wg.Go(func() { p.Run(ctx) })
+	}
+	<-ctx.Done()
+	wg.Wait()
+	return nil
+}
+
+func (o *origins) close() {
+	for _, h := range o.files {
+		h.Close()
+	}
+}
+
+func (o *origins) status() map[string][]backend.Server {
+	all := map[string][]backend.Server{}
+	for name, p := range o.pools {
+		all[name] = p.Status()
+	}
+	return all
+}
+
+// fanout passes the one signal of the exchange, that there is a new view, to several.
+type fanout struct {
+	from <-chan struct{}
+	to   []chan struct{}
+}
+
+func newFanout(x *heartbeat.Exchange) *fanout { return &fanout{from: x.Changed()} }
+
+// subscribe must be called before run.
+func (f *fanout) subscribe() <-chan struct{} {
+	c := make(chan struct{}, 1)
+	f.to = append(f.to, c)
+	return c
+}
+
+func (f *fanout) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.from:
+			for _, c := range f.to {
+				select {
+				case c <- struct{}{}:
+				default: // there is a signal waiting
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,105 @@
+package node
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"peerage/balancing"
+	"peerage/balancing/heartbeat"
+	"peerage/takeover"
+)
+
+// The guard and its server speak over a socket pair, one JSON message a line. There
+// are two kinds, one for each direction; both are bounded, and neither side waits
+// for an answer.
+
+// toServer is what the guard tells: the picture of the site whenever it changes.
+type toServer struct {
+	View  *balancing.View `json:"view,omitempty"`
+	Guard *GuardStatus    `json:"guard,omitempty"`
+	Stop  bool            `json:"stop,omitempty"` // finish what is in progress and end
+}
+
+// toGuard is what the server tells every [healthEvery], but only if it has just
+// answered a request of its own through its own listener: the health token.
+type toGuard struct {
+	Load balancing.Load `json:"load"`
+}
+
+// GuardStatus is what the guard knows and the server shows.
+type GuardStatus struct {
+	PID      int                `json:"pid"`
+	Started  time.Time          `json:"started"`
+	Reports  heartbeat.Counters `json:"reports"`
+	Takeover takeover.Status    `json:"takeover"`
+}
+
+// maxMessage bounds one message: a view of the largest site that can be.
+const maxMessage = 4 << 20
+
+// channel is one end of the socket pair.
+type channel struct {
+	conn net.Conn
+	in   *bufio.Scanner
+
+	mu  sync.Mutex
+	out *json.Encoder
+}
+
+// newPair returns this process's end, and the file to hand to the other process.
+func newPair() (*channel, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the channel between guard and server: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "guard")
+	ours, err := openChannel(os.NewFile(uintptr(fds[0]), "server"))
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// openChannel takes over f, one end of a socket pair.
+func openChannel(f *os.File) (*channel, error) {
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("open the channel between guard and server: %w", err)
+	}
+	c := &channel{conn: conn, in: bufio.NewScanner(conn), out: json.NewEncoder(conn)}
+	c.in.Buffer(make([]byte, 64<<10), maxMessage)
+	return c, nil
+}
+
+// send writes m. A reader that has stopped reading is given a second, for neither
+// side may hang on the other.
+func (c *channel) send(m any) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	return c.out.Encode(m)
+}
+
+// receive reads the next message into m. It returns io.EOF when the other side is gone.
+func (c *channel) receive(m any) error {
+	if !c.in.Scan() {
+		if err := c.in.Err(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, unix.ECONNRESET) {
+			return err
+		}
+		return io.EOF
+	}
+	return json.Unmarshal(c.in.Bytes(), m)
+}
+
+func (c *channel) close() { c.conn.Close() }

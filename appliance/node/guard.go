@@ -1,0 +1,350 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"peerage/appliance/site"
+	"peerage/appliance/state"
+	"peerage/balancing"
+	"peerage/balancing/heartbeat"
+	"peerage/balancing/keys"
+	"peerage/takeover"
+)
+
+// guard is the small parent process of a node: it owns the reports and the VIPs, and
+// keeps the server, its child, alive. It speaks no TLS and no HTTP; all it takes from
+// outside are sealed reports.
+type guard struct {
+	nodeFile *site.NodeFile
+	document *site.Document
+	command  func() *exec.Cmd // starts the server
+	log      *slog.Logger
+
+	exchange *heartbeat.Exchange
+	keeper   *takeover.Keeper
+	started  time.Time
+
+	mu     sync.Mutex
+	facts  facts
+	server *channel // nil while there is none
+}
+
+const (
+	healthEvery = 100 * time.Millisecond // between two health tokens of the server
+
+	// restartFirst and restartMost are the pauses before a server that died is started
+	// again; they double from the first to the most while it keeps dying.
+	restartFirst = 100 * time.Millisecond
+	restartMost  = 5 * time.Second
+)
+
+func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, ring *keys.Ring, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
+	now := time.Now()
+	incarnation, err := dir.NextIncarnation(now)
+	if err != nil {
+		return nil, err
+	}
+	g := &guard{nodeFile: nf, document: doc, command: command, log: log, started: now}
+	g.exchange, err = heartbeat.New(heartbeatConfig(nf, doc, incarnation, ring, log))
+	if err != nil {
+		return nil, err
+	}
+	g.facts = facts{
+		started:  now,
+		listen:   doc.Balancing.Period * 3 / 2,
+		holdDown: doc.Takeover.HoldDown,
+		stale:    time.Duration(doc.Balancing.OfflineAfter) * doc.Balancing.Period,
+	}
+	return g, nil
+}
+
+// run keeps the node going until ctx ends, then leaves the site in order: draining in
+// the reports, VIPs to the peers, work in progress to its end, farewell.
+func (g *guard) run(ctx context.Context) error {
+	link, closeLink, err := openLink(g.nodeFile, g.log)
+	if err != nil {
+		return err
+	}
+	defer closeLink()
+
+	// Each of the three outlives the one before it in the order of leaving.
+	exchangeCtx, endExchange := context.WithCancel(context.Background())
+	keeperCtx, endKeeper := context.WithCancel(context.Background())
+	serverCtx, endServer := context.WithCancel(context.Background())
+	defer endExchange()
+	defer endKeeper()
+	defer endServer()
+
+	views := newFanout(g.exchange)
+	g.keeper = takeover.New(takeover.Config{
+		Self:    g.nodeFile.Name,
+		Link:    link,
+		View:    g.exchange.View,
+		Changed: views.subscribe(),
+		Held:    func(held []netip.Addr) { g.exchange.Update(func(s *heartbeat.Status) { s.Held = held }) },
+		Log:     g.log,
+	})
+	g.judge(time.Now())
+
+	failed := make(chan error, 4)
+	var exchange, keeper, server, watch sync.WaitGroup
+	run := func(wg *sync.WaitGroup, ctx context.Context, what string, f func(context.Context) error) {
+		wg.Go(func() {
+			if err := f(ctx); err != nil {
+				failed <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	toServer := views.subscribe()
+	run(&exchange, exchangeCtx, "exchange of reports", g.exchange.Run)
+	run(&exchange, exchangeCtx, "views", views.run)
+	if g.document.Takeover.Enabled {
+		run(&keeper, keeperCtx, "takeover", g.keeper.Run)
+	} else {
+		run(&keeper, keeperCtx, "VIPs", func(ctx context.Context) error { return g.holdHome(ctx, link) })
+	}
+	run(&server, serverCtx, "server", g.supervise)
+	run(&watch, exchangeCtx, "watch", func(ctx context.Context) error { return g.watch(ctx, toServer) })
+
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	g.log.Info("node leaving")
+	g.mu.Lock()
+	g.facts.leaving = true
+	g.mu.Unlock()
+	g.judge(time.Now())
+	g.awaitHandOver()
+	endServer()
+	server.Wait()
+	endKeeper()
+	keeper.Wait()
+	endExchange()
+	exchange.Wait()
+	watch.Wait()
+	return err
+}
+
+// awaitHandOver gives the keeper a moment to hand the VIPs to the peers, so that no
+// client meets a closed door. The last node of a site has nobody to hand them to.
+func (g *guard) awaitHandOver() {
+	deadline := time.NewTimer(time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		v := g.exchange.View()
+		others := slices.ContainsFunc(v.Nodes, func(n balancing.Node) bool { return n.ID != v.Self && n.Serves() })
+		if me := v.Me(); !others || me == nil || len(me.Held) == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return
+		}
+	}
+}
+
+// holdHome holds the node's own VIPs and no others: takeover is switched off.
+func (g *guard) holdHome(ctx context.Context, link takeover.Link) error {
+	home := g.document.Nodes[g.nodeFile.Name].VIPs
+	for _, vip := range home {
+		if err := link.Add(ctx, vip); err != nil {
+			return err
+		}
+		if err := link.Announce(ctx, vip); err != nil {
+			return err
+		}
+	}
+	g.exchange.Update(func(s *heartbeat.Status) { s.Held = home })
+	<-ctx.Done()
+	for _, vip := range home {
+		link.Remove(context.WithoutCancel(ctx), vip)
+	}
+	return nil
+}
+
+// watch passes each new view to the server, and judges the node's own state whenever
+// something may have changed it.
+func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
+	tick := time.NewTicker(healthEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			g.judge(time.Now())
+			g.tell()
+		case <-tick.C:
+			g.judge(time.Now())
+		}
+	}
+}
+
+// judge says in the reports what state the node is in.
+func (g *guard) judge(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := g.facts.current
+	next := g.facts.judge(now, homeHeldByOthers(g.exchange.View()))
+	if next != was {
+		g.log.Info("state", "state", next)
+	}
+	load := g.facts.load
+	g.exchange.Update(func(s *heartbeat.Status) { s.State, s.Load = next, load })
+}
+
+// tell sends the present view to the server.
+func (g *guard) tell() {
+	g.mu.Lock()
+	server := g.server
+	g.mu.Unlock()
+	if server == nil {
+		return
+	}
+	m := toServer{View: g.exchange.View(), Guard: &GuardStatus{
+		PID: os.Getpid(), Started: g.started, Reports: g.exchange.Counters(), Takeover: g.keeper.Status(),
+	}}
+	if err := server.send(m); err != nil {
+		g.log.Warn("server does not listen", "err", err)
+		server.close() // it ends when it sees that, and is started anew
+	}
+}
+
+// supervise keeps one server running until ctx ends.
+func (g *guard) supervise(ctx context.Context) error {
+	// The kernel ties the child's life to the thread that started it (PDEATHSIG).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pause := restartFirst
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := g.serveOnce(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		g.log.Error("server ended", "err", err)
+		if time.Since(began) > restartMost {
+			pause = restartFirst
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, restartMost)
+	}
+	return nil
+}
+
+// serveOnce starts a server and returns when it has ended.
+func (g *guard) serveOnce(ctx context.Context) error {
+	ours, theirs, err := newPair()
+	if err != nil {
+		return err
+	}
+	defer ours.close()
+	cmd := g.command()
+	cmd.ExtraFiles = []*os.File{theirs}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		return fmt.Errorf("start the server: %w", err)
+	}
+	g.log.Info("server started", "pid", cmd.Process.Pid)
+	g.mu.Lock()
+	g.server = ours
+	g.mu.Unlock()
+	g.tell()
+
+	// Told to end, the server lets work in progress finish; it has the grace of the
+	// document and a little for itself.
+	var stopping sync.WaitGroup
+	gone := make(chan struct{})
+	stopping.Go(func() {
+		select {
+		case <-gone:
+			return
+		case <-ctx.Done():
+		}
+		if ours.send(toServer{Stop: true}) != nil {
+			ours.close()
+		}
+		select {
+		case <-gone:
+		case <-time.After(g.document.Drain.Grace + 2*time.Second):
+			cmd.Process.Kill()
+		}
+	})
+	g.listen(ours)
+
+	// The channel is closed: whatever the server is up to, it serves nobody's VIP now.
+	g.mu.Lock()
+	g.server = nil
+	g.facts.token = time.Time{}
+	g.facts.load = 0
+	g.mu.Unlock()
+	g.judge(time.Now())
+	if ctx.Err() == nil {
+		cmd.Process.Kill()
+	}
+	err = cmd.Wait()
+	close(gone)
+	stopping.Wait()
+	if err == nil {
+		err = errors.New("it ended by itself")
+	}
+	return err
+}
+
+// listen takes the server's health tokens until the channel closes.
+func (g *guard) listen(c *channel) {
+	for {
+		var m toGuard
+		err := c.receive(&m)
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				g.log.Warn("server not understood", "err", err)
+			}
+			return
+		}
+		now := time.Now()
+		g.mu.Lock()
+		g.facts.token = now
+		g.facts.load = m.Load
+		g.mu.Unlock()
+		g.judge(now)
+	}
+}
+
+// credentials returns the attributes under which the server runs: as root it becomes
+// the named user, with no more than the right to bind low ports.
+func credentials(u *account) *syscall.SysProcAttr {
+	if u == nil {
+		return &syscall.SysProcAttr{}
+	}
+	return &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: u.uid, Gid: u.gid},
+		AmbientCaps: []uintptr{unix.CAP_NET_BIND_SERVICE},
+	}
+}

@@ -1,0 +1,188 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"peerage/balancing"
+)
+
+// TestStateOfANode tells lives of a node, step by step: what happens, after how much
+// time, and which state it is in then.
+func TestStateOfANode(t *testing.T) {
+	const (
+		listen   = 750 * time.Millisecond
+		holdDown = 5 * time.Second
+		stale    = 1500 * time.Millisecond
+	)
+	type step struct {
+		after time.Duration
+		token bool // the server has just served itself
+		held  bool // a peer holds a VIP of this node
+		leave bool
+		want  balancing.State
+	}
+	for name, life := range map[string][]step{
+		"starts into a quiet site": {
+			{want: balancing.Joining},
+			{after: 100 * time.Millisecond, token: true, want: balancing.Joining},
+			{after: 600 * time.Millisecond, token: true, want: balancing.Joining},
+			{after: 100 * time.Millisecond, token: true, want: balancing.OK},
+		},
+		"a server that never gets going": {
+			{want: balancing.Joining},
+			{after: time.Minute, want: balancing.Joining},
+		},
+		"returns to VIPs that a stand-in holds: hold-down": {
+			{token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.OK},
+		},
+		"the stand-in dies during the hold-down": {
+			{token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: false, want: balancing.OK},
+		},
+		"a gap in the tokens begins the hold-down anew": {
+			{token: true, held: true, want: balancing.Joining},
+			{after: 4 * time.Second, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+		},
+		"a peer's claim does not unseat a node that is well": {
+			{after: time.Second, token: true, want: balancing.OK},
+			{token: true, held: true, want: balancing.OK},
+		},
+		"the server falls silent, and comes back": {
+			{after: time.Second, token: true, want: balancing.OK},
+			{after: stale, want: balancing.OK},
+			{after: time.Millisecond, want: balancing.Sick},
+			{after: time.Second, held: true, want: balancing.Sick},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.Joining},
+			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.Joining},
+			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.Joining},
+			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.OK},
+		},
+		"leaves": {
+			{after: time.Second, token: true, want: balancing.OK},
+			{leave: true, want: balancing.Draining},
+			{after: time.Minute, want: balancing.Draining},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := time.Unix(1000, 0)
+			f := facts{started: now, listen: listen, holdDown: holdDown, stale: stale}
+			for i, s := range life {
+				now = now.Add(s.after)
+				if s.token {
+					f.token = now
+				}
+				f.leaving = f.leaving || s.leave
+				if got := f.judge(now, s.held); got != s.want {
+					t.Fatalf("step %d: %v, want %v", i+1, got, s.want)
+				}
+			}
+		})
+	}
+}
+
+func TestHomeHeldByOthers(t *testing.T) {
+	vip := netip.MustParseAddr("192.0.2.11")
+	view := func(online bool, held ...netip.Addr) *balancing.View {
+		return &balancing.View{Self: "n1", Nodes: []balancing.Node{
+			{ID: "n1", Online: true, Home: []netip.Addr{vip}, Held: []netip.Addr{vip}},
+			{ID: "n2", Online: online, Held: held},
+		}}
+	}
+	for _, c := range []struct {
+		v    *balancing.View
+		want bool
+	}{
+		{view(true, vip), true},
+		{view(false, vip), false},
+		{view(true, netip.MustParseAddr("192.0.2.12")), false},
+		{&balancing.View{Self: "n9"}, false},
+	} {
+		if got := homeHeldByOthers(c.v); got != c.want {
+			t.Errorf("%+v: %v, want %v", c.v, got, c.want)
+		}
+	}
+}
+
+// newChannels returns both ends of a channel.
+func newChannels(t *testing.T) (*channel, *channel) {
+	t.Helper()
+	ours, file, err := newPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := openChannel(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ours.close(); theirs.close() })
+	return ours, theirs
+}
+
+func TestChannelCarriesTheLargestSite(t *testing.T) {
+	guard, server := newChannels(t)
+	v := &balancing.View{Self: "n0", Time: time.Unix(1, 0).UTC()}
+	for i := range balancing.MaxNodes {
+		n := balancing.Node{ID: balancing.NodeID(fmt.Sprintf("n%031d", i)), Online: true, State: balancing.OK}
+		for j := range balancing.MaxHeld {
+			n.Held = append(n.Held, netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i), 15: byte(j)}))
+		}
+		for j := range balancing.MaxVIPs {
+			n.Home = append(n.Home, netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i), 15: byte(j)}))
+		}
+		v.Nodes = append(v.Nodes, n)
+	}
+	sent := make(chan error, 1)
+	go func() { sent <- guard.send(toServer{View: v, Guard: &GuardStatus{PID: 1}}) }()
+	var m toServer
+	if err := server.receive(&m); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if len(m.View.Nodes) != balancing.MaxNodes || !m.View.Nodes[511].Holds(v.Nodes[511].Held[63]) || m.Guard.PID != 1 {
+		t.Error("what arrived is not what was sent")
+	}
+	if err := server.send(toGuard{Load: 12.5}); err != nil {
+		t.Fatal(err)
+	}
+	var token toGuard
+	if err := guard.receive(&token); err != nil || token.Load != 12.5 {
+		t.Errorf("token: %+v, %v", token, err)
+	}
+}
+
+func TestChannelRefusesWhatIsNoMessage(t *testing.T) {
+	for name, text := range map[string]string{
+		"no JSON":    "hello\n",
+		"other type": `{"view": 7}` + "\n",
+		"too long":   strings.Repeat("x", maxMessage+1),
+	} {
+		ours, theirs := newChannels(t)
+		go ours.conn.Write([]byte(text))
+		var m toServer
+		if err := theirs.receive(&m); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestChannelDoesNotHangOnASilentReader(t *testing.T) {
+	ours, _ := newChannels(t)
+	long := make([]balancing.Node, 20_000)
+	if err := ours.send(toServer{View: &balancing.View{Nodes: long}}); err == nil {
+		t.Error("sent to nobody, without an error")
+	}
+}

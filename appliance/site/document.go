@@ -1,0 +1,306 @@
+package site
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"peerage/balancing"
+	"peerage/balancing/heartbeat"
+	"peerage/balancing/meter"
+)
+
+// The comments on the types and fields of this file are the manual of the site document:
+// Schema prints them. So they speak of keys, not of Go. The tags are those of type field;
+// what a tag says, the comment need not repeat.
+
+// Document is a site document, the same on all nodes of a site. It is YAML; durations are
+// written with a unit, as in 500ms, 2s or 12h.
+type Document struct {
+	// Name of the site: 1 to 45 letters, digits and inner hyphens, dots and underscores.
+	// Reports, pins and the local CA bear it, so that two sites cannot be mixed up.
+	Site string `yaml:"site" required:"true" example:"example"`
+
+	// Public host names that the site serves, in lower case. What names no host, or names
+	// one by an address, is for the first.
+	Hosts []string `yaml:"hosts" required:"true" min:"1" max:"100" example:"[www.example.com]"`
+
+	// How the name is made under which one node is reached for a host; redirects lead
+	// there. It holds {node} and ends in .{host}. These names need DNS records (the site's
+	// own zone has them) and are in the certificates.
+	NodeNames string `yaml:"node_names" default:"{node}.{host}"`
+
+	// The nodes of the site by name: up to 32 lower-case letters, digits and inner hyphens.
+	Nodes map[balancing.NodeID]Node `yaml:"nodes" required:"true" min:"1" max:"512" example:"{n1: {vips: [192.0.2.11]}}"`
+
+	// When a node sends work to a lighter one, and how the nodes tell each other of their
+	// load.
+	Balancing Balancing `yaml:"balancing"`
+
+	// How nodes stand in for one that is silent.
+	Takeover Takeover `yaml:"takeover"`
+
+	// What is served under which path. The longest path that fits wins; of two routes for
+	// the same path, the one for that very host. A path that no route fits is not found.
+	Routes []Route `yaml:"routes" required:"true" min:"1" max:"1000" example:"[{path: /, backend: app}]"`
+
+	// Servers on the internal network, by the name that routes call them.
+	Backends map[string]Backend `yaml:"backends" max:"1000"`
+
+	// The zone that the nodes answer DNS questions for. Without it they answer none.
+	DNS *DNS `yaml:"dns"`
+
+	// How a node leaves.
+	Drain Drain `yaml:"drain"`
+
+	// What is written down.
+	Logs Logs `yaml:"logs"`
+
+	source *source // of a document that was read
+}
+
+// source is where a document was read from.
+type source struct {
+	file   string
+	places map[string]place
+}
+
+// NodeIDs returns the names of the nodes, sorted.
+func (d *Document) NodeIDs() []balancing.NodeID { return slices.Sorted(maps.Keys(d.Nodes)) }
+
+// NodeName returns the name under which the node called id is reached for host.
+func (d *Document) NodeName(id balancing.NodeID, host string) string {
+	return strings.NewReplacer("{node}", string(id), "{host}", host).Replace(d.NodeNames)
+}
+
+// Node is a node of the site.
+type Node struct {
+	// Host address of the node: where unicast reports reach it before it was heard. Needed
+	// where reports do not go by multicast.
+	Address netip.Addr `yaml:"address" example:"192.0.2.1"`
+
+	// Virtual IPs that belong to the node, v4 and v6. While the node is silent its peers
+	// answer for them. They lie in a network of the public interface.
+	VIPs []netip.Addr `yaml:"vips" max:"32" example:"[192.0.2.11, '2001:db8::11']"`
+
+	// Size of the node relative to the others: one with 2.0 takes twice the work of one
+	// with 1.0 before both count as equally loaded.
+	Capacity float64 `yaml:"capacity" default:"1" min:"0.01" max:"1000"`
+}
+
+// Balancing rules who serves a request.
+type Balancing struct {
+	// Time between two reports of a node.
+	Period time.Duration `yaml:"period" default:"500ms" min:"100ms" max:"10s" step:"1ms"`
+
+	// Load, in per cent of its capacity, up to and including which a node keeps all its
+	// work (L1 of the patent).
+	Light balancing.Load `yaml:"light" default:"50" min:"0" max:"1000"`
+
+	// By how many per cent of capacity a peer must be lighter to be sent work (L2).
+	Margin balancing.Load `yaml:"margin" default:"20" min:"1" max:"1000"`
+
+	// What a node above light does: 'damped' sends away what exceeds the mean of the site,
+	// and keeps books of it; 'patent' sends all that can be sent to the lightest peer that
+	// is lighter by margin; 'below' sends it to a peer whose load is not above 'below',
+	// 'rotate' to the peers that are lighter by margin in turn, and 'two-choices' to the
+	// lighter of two of them drawn at random.
+	Rule balancing.Rule `yaml:"rule" default:"damped"`
+
+	// Load, in per cent of its capacity, up to and including which a peer is given work
+	// under the rule 'below'; without meaning under any other.
+	Below balancing.Load `yaml:"below" default:"50" min:"0" max:"1000"`
+
+	// Which of the lighter peers is chosen under the rule 'damped': 'headroom' draws one, the more likely the more
+	// room it has; 'least' takes the lightest.
+	Choice balancing.Choice `yaml:"choice" default:"headroom"`
+
+	// What the load of a node is made of: 'cpu' is the pressure on its CPUs, with the
+	// requests in progress as a guard; 'requests' the number of those alone; 'weighted' that
+	// number with each request weighed by what its route costs.
+	Measure meter.Measure `yaml:"measure" default:"cpu"`
+
+	// How many requests in progress are a load of 100 per cent on a node of capacity 1.
+	Full int `yaml:"full" default:"200" min:"1" max:"1000000"`
+
+	// How reports travel: 'multicast', 'unicast' to each peer, or 'auto' for multicast
+	// where the interface carries it and unicast elsewhere.
+	Exchange heartbeat.Mode `yaml:"exchange" default:"auto"`
+
+	// Periods without a report after which a node counts as off-line.
+	OfflineAfter int `yaml:"offline_after" default:"3" min:"2" max:"20"`
+}
+
+// Takeover rules how VIPs of a silent node stay answered.
+type Takeover struct {
+	// Whether peers answer for the VIPs of a node that is off-line.
+	Enabled bool `yaml:"enabled" default:"true"`
+
+	// How long a node that is back must have been well before its stand-ins give its VIPs
+	// back, so that a node that comes and goes does not take its clients along.
+	HoldDown time.Duration `yaml:"hold_down" default:"5s" min:"0s" max:"1h"`
+}
+
+// Route says how the requests for a part of the site are served: by 'static' or by
+// 'backend', one of them.
+type Route struct {
+	// One of the hosts that the route is for; without it the route is for all.
+	Host string `yaml:"host" example:"www.example.com"`
+
+	// Path that the route is for, in canonical form. One that ends in a slash is for all
+	// below it too, any other for itself only.
+	Path string `yaml:"path" required:"true" example:"/app/"`
+
+	// Files to serve.
+	Static *Static `yaml:"static"`
+
+	// Name of the back-end to serve from.
+	Backend string `yaml:"backend" example:"app"`
+
+	// Nodes that alone serve the path (a dedicated path); without it all nodes do.
+	Nodes []balancing.NodeID `yaml:"nodes" min:"1" max:"512" example:"[n1, n2]"`
+
+	// What happens on a dedicated path while all its nodes are off-line: 'spill' serves it
+	// on any node, 'refuse' answers 503.
+	WhenDown WhenDown `yaml:"when_down" default:"spill"`
+
+	// Makes the path stateful: a client that has passed the entry stays on its node.
+	Stateful *Stateful `yaml:"stateful"`
+}
+
+// Static says which files a route serves.
+type Static struct {
+	// Directory of the files, an absolute path, the same on all nodes that serve the route.
+	Dir string `yaml:"dir" required:"true" example:"/srv/www"`
+
+	// Name of the file that stands for its directory.
+	Index string `yaml:"index" default:"index.html"`
+
+	// Whether to list a directory that has no such file.
+	Listing bool `yaml:"listing" default:"false"`
+
+	// Whether to serve NAME.br, NAME.zst or NAME.gz in place of NAME to clients that take
+	// it.
+	Precompressed bool `yaml:"precompressed" default:"false"`
+}
+
+// Stateful rules a path under which a client stays on its node.
+type Stateful struct {
+	// Path within the route up to and including which a client may be sent to another
+	// node. Below it the client is pinned.
+	Entry string `yaml:"entry" required:"true" example:"/banking/"`
+
+	// Paths that end the stay. They may lie anywhere on the site.
+	Exit []string `yaml:"exit" max:"100" example:"[/banking/logout]"`
+
+	// What happens to a pinned client whose node is off-line: 'repin' serves it on another
+	// node and pins it there, 'restart' sends it back to the entry, 'fail' answers 503
+	// until the node is back.
+	OnOwnerLoss balancing.OwnerLoss `yaml:"on_owner_loss" default:"repin"`
+
+	// Whether a pinned client keeps its node when it comes to the entry again.
+	EntryKeepsPin bool `yaml:"entry_keeps_pin" default:"true"`
+
+	// How long a pinned client may be silent before its stay ends; 0s is for ever.
+	Idle time.Duration `yaml:"idle" default:"0s" min:"0s" max:"8760h"`
+
+	// How long a stay may last at most; 0s is for ever.
+	MaxLife time.Duration `yaml:"max_life" default:"12h" min:"0s" max:"8760h"`
+}
+
+// Backend is a group of servers that are good for the same requests. It has servers, or
+// by_node for every node.
+type Backend struct {
+	// Servers for all nodes: http or https, host and port.
+	Servers []string `yaml:"servers" min:"1" max:"100" example:"['http://10.0.0.21:8080']"`
+
+	// Servers that belong to one node, in place of the others: a back-end whose state lives
+	// beside its node.
+	ByNode map[balancing.NodeID][]string `yaml:"by_node" max:"512" example:"{n1: ['http://127.0.0.1:8080']}"`
+
+	// Checks that take a server out while it is not well. Without them a server is left
+	// alone for a moment when it refuses a connection.
+	Health *Health `yaml:"health"`
+}
+
+// Health says how the servers of a back-end are checked.
+type Health struct {
+	// Path that a healthy server answers with a status of 2xx or 3xx.
+	Path string `yaml:"path" required:"true" example:"/healthz"`
+
+	// Time between two checks of a server.
+	Every time.Duration `yaml:"every" default:"2s" min:"100ms" max:"1h"`
+
+	// Time that an answer may take.
+	Timeout time.Duration `yaml:"timeout" default:"1s" min:"10ms" max:"1m"`
+
+	// Good checks in a row that bring a server back.
+	Rise int `yaml:"rise" default:"2" min:"1" max:"100"`
+
+	// Bad checks in a row that take a server out.
+	Fall int `yaml:"fall" default:"3" min:"1" max:"100"`
+}
+
+// DNS is the zone of the site. The nodes add by themselves what they know best: SOA, NS,
+// and the addresses of hosts and node names.
+type DNS struct {
+	// Name of the zone. Each node is a name server of it, {node}.{zone}.
+	Zone string `yaml:"zone" required:"true" example:"example.com"`
+
+	// How long others may keep the records that the nodes add, and those below whose own
+	// text says nothing else.
+	TTL time.Duration `yaml:"ttl" default:"20s" min:"1s" max:"24h" step:"1s"`
+
+	// Serial number of the zone, for the SOA. Make it greater with each change.
+	Serial uint32 `yaml:"serial" default:"1" min:"0" max:"4294967295"`
+
+	// Further records, one a line, as in a zone file (RFC 1035 section 5).
+	Records string `yaml:"records" example:"mail A 192.0.2.25"`
+}
+
+// Drain rules how a node leaves.
+type Drain struct {
+	// How long work in progress has to end when a node leaves.
+	Grace time.Duration `yaml:"grace" default:"30s" min:"0s" max:"1h"`
+}
+
+// Logs says what is written down.
+type Logs struct {
+	// Where a line is written for each request: the name of a file in the data directory
+	// that ends in .log, '-' for standard output, or 'off'.
+	Access string `yaml:"access" default:"access.log"`
+}
+
+// WhenDown says what becomes of a dedicated path while all its nodes are off-line.
+type WhenDown uint8
+
+const (
+	Spill  WhenDown = iota // any node serves it
+	Refuse                 // 503
+)
+
+var whenDownNames = [...]string{Spill: "spill", Refuse: "refuse"}
+
+func (w WhenDown) String() string {
+	if int(w) >= len(whenDownNames) {
+		return fmt.Sprintf("when_down(%d)", uint8(w))
+	}
+	return whenDownNames[w]
+}
+
+// MarshalText writes the name.
+func (w WhenDown) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
+
+// UnmarshalText reads the name.
+func (w *WhenDown) UnmarshalText(b []byte) error {
+	for i, name := range whenDownNames {
+		if name == string(b) {
+			*w = WhenDown(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not a value of when_down: spill or refuse", b)
+}
