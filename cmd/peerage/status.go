@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"peerage/appliance/demo"
+	"peerage/appliance/node"
+	"peerage/balancing"
+)
+
+type statusCmd struct {
+	Dir   string        `type:"path" help:"Data directory of a node, or directory of a demo. Default: /var/lib/peerage, else the running demo."`
+	JSON  bool          `name:"json" help:"Print everything that the node knows, as JSON."`
+	Watch bool          `help:"Print again whenever something changed, until Ctrl-C."`
+	Every time.Duration `hidden:"" default:"500ms"`
+}
+
+func (statusCmd) Help() string {
+	return `Asks a node on this machine what it knows of its site.
+
+Examples:
+  peerage status
+  peerage status --dir /tmp/site/n2 --json
+  peerage status --watch`
+}
+
+func (c statusCmd) Run(ctx context.Context, s *streams) error {
+	last := ""
+	for {
+		st, err := readStatus(ctx, c.Dir)
+		if err != nil && !c.Watch {
+			return err
+		}
+		var b strings.Builder
+		switch {
+		case err != nil:
+			fmt.Fprintln(&b, err)
+		case c.JSON:
+			e := json.NewEncoder(&b)
+			if !c.Watch {
+				e.SetIndent("", "  ")
+			}
+			if err := e.Encode(st); err != nil {
+				return err
+			}
+		default:
+			printStatus(&b, st)
+		}
+		if now := b.String(); now != last {
+			last = now
+			if _, err := io.WriteString(s.out, now); err != nil {
+				return err
+			}
+		}
+		if !c.Watch {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(c.Every):
+		}
+	}
+}
+
+// readStatus asks the first node that answers of those that dir, or the absence of it,
+// names.
+func readStatus(ctx context.Context, dir string) (*node.Status, error) {
+	dirs := []string{dir}
+	switch {
+	case dir == "":
+		const usual = "/var/lib/peerage"
+		dirs = []string{usual}
+		if d := demo.Latest(); d != "" {
+			dirs = append(dirs, nodesOf(d)...)
+		}
+	default:
+		dirs = append(dirs, nodesOf(dir)...)
+	}
+	var first error
+	for _, d := range dirs {
+		if _, err := os.Stat(filepath.Join(d, node.SocketName)); err != nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		st, err := node.ReadStatus(ctx, d)
+		cancel()
+		if err == nil {
+			return st, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	if first == nil {
+		first = fmt.Errorf("no node runs in %s; start one with 'peerage run' or 'peerage demo', or name its directory with --dir", strings.Join(dirs[:1], ", "))
+	}
+	return nil, first
+}
+
+// nodesOf returns the directories of a demo's nodes below dir.
+func nodesOf(dir string) []string {
+	all, _ := filepath.Glob(filepath.Join(dir, "n[1-9]"))
+	slices.Sort(all)
+	return all
+}
+
+func printStatus(w io.Writer, st *node.Status) {
+	fmt.Fprintf(w, "site %s, seen by %s\n\n", st.Site, st.Node)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tSTATE\tLOAD\tADDRESS\tHOLDS\tHEARD")
+	for i := range st.View.Nodes {
+		n := &st.View.Nodes[i]
+		state, load := n.State.String(), n.Load.String()
+		if !n.Online {
+			state, load = "off-line", "-"
+		} else if n.State == 0 {
+			state = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", n.ID, state, load, text(n.Address), holds(n), heard(st, n))
+	}
+	t.Flush()
+	fmt.Fprintln(w)
+	fmt.Fprintln(t, "VIP\tHOME\tHOLDER")
+	for _, v := range st.VIPs {
+		holder := string(v.Holder)
+		switch {
+		case holder == "":
+			holder = "nobody"
+		case v.Holder != v.Home:
+			holder += " (stands in)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", v.Address, v.Home, holder)
+	}
+	t.Flush()
+}
+
+func text(a interface{ IsValid() bool }) string {
+	if !a.IsValid() {
+		return "-"
+	}
+	return fmt.Sprint(a)
+}
+
+func holds(n *balancing.Node) string {
+	if !n.Online || len(n.Held) == 0 {
+		return "-"
+	}
+	var all []string
+	for _, a := range n.Held {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, " ")
+}
+
+func heard(st *node.Status, n *balancing.Node) string {
+	switch {
+	case n.ID == st.Node:
+		return "itself"
+	case n.Heard.IsZero():
+		return "never"
+	case n.Online:
+		return "now"
+	}
+	return time.Since(n.Heard).Round(time.Second).String() + " ago"
+}
