@@ -14,6 +14,7 @@ package balancing
 
 import (
 	"fmt"
+	"hash/fnv"
 	"iter"
 	"net/netip"
 	"slices"
@@ -27,10 +28,12 @@ type NodeID string
 // Bounds of a site. They keep a report within one datagram and every table
 // that is fed from the network within a known size.
 const (
-	MaxNodeID = 32  // octets of a node's name
-	MaxNodes  = 512 // nodes of a site
-	MaxVIPs   = 32  // VIPs that one node can be home to
-	MaxHeld   = 64  // VIPs that one node can hold at a time
+	MaxNodeID  = 32  // octets of a node's name
+	MaxNodes   = 512 // nodes of a site
+	MaxVIPs    = 32  // VIPs that one node can be home to
+	MaxHeld    = 48  // VIPs that one node can hold at a time
+	MaxUnable  = 32  // routes that one node can say it cannot serve
+	MaxVersion = 32  // octets of the name of a software version
 )
 
 // Valid reports whether id can name a node.
@@ -103,6 +106,7 @@ func (s *State) UnmarshalText(b []byte) error {
 type Node struct {
 	ID       NodeID       `json:"id"`
 	Address  netip.Addr   `json:"address"`  // host address, where peers reach it
+	Internal netip.Addr   `json:"internal"` // the same on the internal network, for relays
 	Home     []netip.Addr `json:"home"`     // VIPs that belong to it (site document)
 	Capacity float64      `json:"capacity"` // size relative to the other nodes, > 0 (site document)
 
@@ -115,13 +119,33 @@ type Node struct {
 	Incarnation uint64       `json:"incarnation"` // of its software: grows with each start
 	State       State        `json:"state,omitempty"`
 	Load        Load         `json:"load"`
-	Held        []netip.Addr `json:"held"`  // VIPs that it answers for
+	Debit       Load         `json:"debit"` // its books: see [Books]
+	Shed        Load         `json:"shed"`
+	Held        []netip.Addr `json:"held"`             // VIPs that it answers for
+	Unable      []RouteID    `json:"unable,omitempty"` // routes that it cannot serve just now
+	Version     string       `json:"version,omitempty"`
 	Heard       time.Time    `json:"heard"` // when the report came in, by the clock of the view's owner
 }
 
 // Serves reports whether n may be given work: on-line and well (S207).
 func (n *Node) Serves() bool {
 	return n.Online && (n.State == OK || n.State == Degraded)
+}
+
+// Able reports whether n can serve a route: its back-ends are there.
+func (n *Node) Able(route RouteID) bool {
+	return len(n.Unable) == 0 || !slices.Contains(n.Unable, route)
+}
+
+// RouteID names a route in reports: a hash of its host and path, the same on all nodes.
+// Two routes of one ID are taken for one, which costs at worst a detour.
+type RouteID uint32
+
+// RouteIDOf returns the ID of the route for a path of host, which is "" for any.
+func RouteIDOf(host, path string) RouteID {
+	h := fnv.New32a()
+	h.Write([]byte(host + path))
+	return RouteID(h.Sum32())
 }
 
 // Holds reports whether n is on-line and answers for vip.
@@ -132,9 +156,10 @@ func (n *Node) Holds(vip netip.Addr) bool {
 // View is what a node knows of its site at one instant, itself included. It is
 // immutable: a new one is made on each change, and swapped whole.
 type View struct {
-	Self  NodeID    `json:"self"`
-	Time  time.Time `json:"time"`  // when the view was made
-	Nodes []Node    `json:"nodes"` // all nodes of the site document, sorted by ID
+	Self     NodeID    `json:"self"`
+	Time     time.Time `json:"time"`     // when the view was made
+	Nodes    []Node    `json:"nodes"`    // all nodes of the site document, sorted by ID
+	Settings Settings  `json:"settings"` // how the site balances now
 }
 
 // Node returns the node called id, or nil. The caller must not change it.

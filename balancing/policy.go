@@ -4,11 +4,11 @@ import "slices"
 
 // Policy is the site's rule for [Policy.Decide].
 type Policy struct {
-	Light  Load // first predetermined level L1 (S203): up to and including it a node keeps everything
-	Margin Load // second predetermined level L2 (S206): a peer must be lighter by at least this
-	Below  Load // of rule [Below]: up to and including it a peer is given work
-	Rule   Rule
-	Choice Choice
+	Light  Load   `json:"light"`  // first predetermined level L1 (S203): up to and including it a node keeps everything
+	Margin Load   `json:"margin"` // second predetermined level L2 (S206): a peer must be lighter by at least this
+	Below  Load   `json:"below"`  // of rule [Below]: up to and including it a peer is given work
+	Rule   Rule   `json:"rule"`
+	Choice Choice `json:"choice"`
 }
 
 // DefaultPolicy has the patent's own levels, 50 and 20 per cent.
@@ -46,6 +46,29 @@ func (o *OwnerLoss) UnmarshalText(b []byte) (err error) {
 // MarshalText writes the name.
 func (o OwnerLoss) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
+// Move says how load may move the clients of a path to a lighter peer. Pins and
+// dedications are not asked.
+type Move uint8
+
+const (
+	MoveRedirect Move = iota // by a redirect where the client can follow it, else quietly
+	MoveQuiet                // quietly: under the same URL, by an offer that the client may take (RFC 7838)
+	MoveNone                 // not at all
+)
+
+var moveNames = []string{MoveRedirect: "redirect", MoveQuiet: "quiet", MoveNone: "none"}
+
+func (m Move) String() string { return name(moveNames, m, "move") }
+
+// UnmarshalText reads the name.
+func (m *Move) UnmarshalText(b []byte) (err error) {
+	*m, err = parse[Move](moveNames, b, "move")
+	return
+}
+
+// MarshalText writes the name.
+func (m Move) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
 // Request is what the decision needs to know of one request. There is nothing
 // of HTTP in it: the zero value is a request for a plain path that cannot be
 // moved.
@@ -62,10 +85,12 @@ type Request struct {
 	Owner       NodeID
 	Incarnation uint32
 
+	Route     RouteID  // of the path; nodes say in their reports which ones they cannot serve
 	Dedicated []NodeID // nodes that serve this path; nil for all (S402)
-	Refuse    bool     // all of Dedicated off-line: refuse, rather than serve as if it were not dedicated
+	Refuse    bool     // none of Dedicated can: refuse, rather than serve as if it were not dedicated
 
 	Movable bool // the client can follow a redirect (GET or HEAD by navigation)
+	Move    Move // what load may do to a client of this path
 	Hopped  bool // was redirected a moment ago (S210): not again by load
 	Relayed bool // a peer carried it here: neither redirected nor relayed again
 	First   bool // the first request of its connection
@@ -87,7 +112,8 @@ type Decision struct {
 	Peer    NodeID // of Redirect and Relay
 	Reason  Reason
 	Pin     PinChange
-	PinLost bool // served here in place of a lost owner: the back-end is told
+	PinLost bool   // served here in place of a lost owner: the back-end is told
+	Steer   NodeID // of Here: the peer to which the client's later requests may go quietly
 }
 
 // Decide says who should serve r, as seen from v.Self. The order of the tests is
@@ -156,13 +182,10 @@ func (p Policy) decideUnpinned(v *View, me *Node, r *Request) Decision {
 	if r.Relayed {
 		return Decision{Action: Here, Reason: ReasonRelayed}
 	}
-	dedicatedHere := false
-	if len(r.Dedicated) > 0 {
-		dedicatedHere = slices.Contains(r.Dedicated, me.ID)
-		if !dedicatedHere {
-			if d := p.toDedicated(v, r); d.Action != 0 {
-				return d
-			}
+	dedicatedHere := slices.Contains(r.Dedicated, me.ID)
+	if !dedicatedHere && len(r.Dedicated) > 0 || !me.Able(r.Route) {
+		if d := p.toDedicated(v, me, r); d.Action != 0 {
+			return d
 		}
 	}
 	if r.Position == Interior && !me.goes() {
@@ -178,24 +201,29 @@ func (p Policy) decideUnpinned(v *View, me *Node, r *Request) Decision {
 	return d
 }
 
-// toDedicated sends r to a node that its path is dedicated to (S405): the lightest
-// of those not above L1, else the lightest that is on-line. The zero Decision says
-// that none is, and that the path is then served as if it were not dedicated.
-func (p Policy) toDedicated(v *View, r *Request) Decision {
+// toDedicated sends r to a node that its path is dedicated to (S405), or that can serve
+// it while this node cannot: the lightest that is on-line. The zero Decision says that
+// there is none, and that this node has to do what it can.
+func (p Policy) toDedicated(v *View, me *Node, r *Request) Decision {
 	var best *Node
 	for i := range v.around(v.start(r)) {
 		n := &v.Nodes[i]
-		if n.Serves() && slices.Contains(r.Dedicated, n.ID) && (best == nil || n.Load < best.Load) {
+		if n != me && n.Serves() && n.Able(r.Route) && (len(r.Dedicated) == 0 || slices.Contains(r.Dedicated, n.ID)) &&
+			(best == nil || n.Load < best.Load) {
 			best = n
 		}
 	}
+	reason := ReasonDedicated
+	if len(r.Dedicated) == 0 || slices.Contains(r.Dedicated, me.ID) {
+		reason = ReasonUnable
+	}
 	switch {
-	case best == nil && r.Refuse:
+	case best == nil && reason == ReasonDedicated && r.Refuse:
 		return Decision{Action: Unavailable, Reason: ReasonDedicatedDown}
 	case best == nil:
 		return Decision{}
 	case r.Movable && !r.Hopped: // nodes that disagree must not toss a client between them
-		return Decision{Action: Redirect, Peer: best.ID, Reason: ReasonDedicated}
+		return Decision{Action: Redirect, Peer: best.ID, Reason: reason}
 	}
-	return Decision{Action: Relay, Peer: best.ID, Reason: ReasonDedicated}
+	return Decision{Action: Relay, Peer: best.ID, Reason: reason}
 }

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
 
-// site makes the view of node a from loads such as "a:90 b:20 c:off d:30/draining".
+// site makes the view of node a from loads such as "a:90 b:20 c:off d:30/draining e:0/7",
+// where e is unable to serve route 7.
 func site(t testing.TB, loads string) *View {
 	t.Helper()
 	v := &View{Self: "a"}
@@ -24,6 +26,8 @@ func site(t testing.TB, loads string) *View {
 			fmt.Sscanf(rest, "%f/%s", &load, &word)
 			if word == "restarted" {
 				n.Incarnation = 2
+			} else if id, err := strconv.Atoi(word); err == nil {
+				n.Unable = []RouteID{RouteID(id)}
 			} else if word != "" {
 				if err := n.State.UnmarshalText([]byte(word)); err != nil {
 					t.Fatal(err)
@@ -48,6 +52,9 @@ func TestDecide(t *testing.T) {
 	pinned := func(r Request, owner NodeID) Request { r.Owner, r.Incarnation = owner, 1; return r }
 	post := func(r Request) Request { r.Movable = false; return r }
 	dedicated := func(r Request, ids ...NodeID) Request { r.Dedicated = ids; return r }
+	quiet := func(r Request) Request { r.Move = MoveQuiet; return r }
+	stay := func(r Request) Request { r.Move = MoveNone; return r }
+	route := func(r Request, id RouteID) Request { r.Route = id; return r }
 	lost := func(r Request, rule OwnerLoss) Request { r.OnOwnerLoss = rule; return r }
 
 	for _, c := range []struct {
@@ -67,7 +74,19 @@ func TestDecide(t *testing.T) {
 		{"draining and joining peers left out", "a:90 b:0/joining c:0/draining", "a", page, Decision{Action: Here, Reason: ReasonNoLighter}},
 		{"degraded peer still serves", "a:90 b:0/degraded c:85", "a", page, Decision{Action: Redirect, Peer: "b", Reason: ReasonLighter}},
 		{"alone", "a:900", "a", page, Decision{Action: Here, Reason: ReasonNoLighter}},
-		{"what cannot be moved stays", "a:90 b:0 c:0", "a", post(page), Decision{Action: Here, Reason: ReasonImmovable}},
+		{"what cannot be redirected stays, and is steered", "a:90 b:0 c:20", "a", post(page), Decision{Action: Here, Reason: ReasonImmovable, Steer: "b"}},
+		{"what cannot be redirected, light", "a:50 b:0 c:20", "a", post(page), Decision{Action: Here, Reason: ReasonLight}},
+		{"what cannot be redirected, nobody lighter", "a:90 b:80 c:80", "a", post(page), Decision{Action: Here, Reason: ReasonNoLighter}},
+		{"quiet steering", "a:90 b:0 c:20", "a", quiet(page), Decision{Action: Here, Reason: ReasonQuiet, Steer: "b"}},
+		{"quiet steering, draining: no offer", "a:90/draining b:0 c:20", "a", quiet(page), Decision{Action: Here, Reason: ReasonImmovable}},
+		{"not moved by load at all", "a:90 b:0 c:20", "a", stay(page), Decision{Action: Here, Reason: ReasonImmovable}},
+		{"not moved by load, but by a pin", "a:90 b:0 c:20", "a", stay(pinned(interior, "b")), Decision{Action: Redirect, Peer: "b", Reason: ReasonPinElsewhere}},
+		{"a peer that cannot serve the route is not chosen", "a:90 b:0/7 c:20", "a", route(page, 7), Decision{Action: Redirect, Peer: "c", Reason: ReasonLighter}},
+		{"but for another route it is", "a:90 b:0/7 c:20", "a", route(page, 8), Decision{Action: Redirect, Peer: "b", Reason: ReasonLighter}},
+		{"a node that cannot serve the route sends it to one that can", "a:0/7 b:60 c:40", "a", route(page, 7), Decision{Action: Redirect, Peer: "c", Reason: ReasonUnable}},
+		{"the same with a body", "a:0/7 b:60 c:40", "a", route(post(page), 7), Decision{Action: Relay, Peer: "c", Reason: ReasonUnable}},
+		{"nobody can: do what it can", "a:0/7 b:60/7 c:off", "a", route(page, 7), Decision{Action: Here, Reason: ReasonLight}},
+		{"a pin beats what its node cannot serve", "a:0/7 b:0", "a", route(pinned(interior, "a"), 7), Decision{Action: Here, Reason: ReasonPinned}},
 		{"one hop only (S210)", "a:90 b:0 c:0", "a", with(page, func(r *Request) { r.Hopped = true }), Decision{Action: Here, Reason: ReasonHopped}},
 		{"a relayed request ends here", "a:90 b:0 c:0", "a", with(page, func(r *Request) { r.Relayed = true }), Decision{Action: Here, Reason: ReasonRelayed}},
 		{"housekeeping is local", "a:90/draining b:0 c:0", "a", Request{Housekeeping: true, Movable: true}, Decision{Action: Here, Reason: ReasonHousekeeping}},
@@ -95,6 +114,9 @@ func TestDecide(t *testing.T) {
 		{"24 dedicated elsewhere, entry", "a:30 b:30 c:0", "a", dedicated(entry, "c"), Decision{Action: Redirect, Peer: "c", Reason: ReasonDedicated}},
 		{"25 dedicated elsewhere, interior", "a:30 b:30 c:0", "a", dedicated(interior, "c"), Decision{Action: Redirect, Peer: "c", Reason: ReasonDedicated}},
 		{"25 the same with a body", "a:30 b:30 c:0", "a", dedicated(post(interior), "c"), Decision{Action: Relay, Peer: "c", Reason: ReasonDedicated}},
+		{"dedicated to two, one of which cannot serve it (dynamic table)", "a:0 b:0/7 c:90", "a", route(dedicated(page, "b", "c"), 7), Decision{Action: Redirect, Peer: "c", Reason: ReasonDedicated}},
+		{"dedicated here, where it cannot be served, and there", "a:0/7 b:90 c:0", "a", route(dedicated(page, "a", "b"), 7), Decision{Action: Redirect, Peer: "b", Reason: ReasonUnable}},
+		{"dedicated to a node that cannot serve it, refuse", "a:0 b:0/7", "a", with(route(dedicated(page, "b"), 7), func(r *Request) { r.Refuse = true }), Decision{Action: Unavailable, Reason: ReasonDedicatedDown}},
 		{"26 dedicated to two, here loaded (third embodiment)", "a:0 b:80 c:40", "b", dedicated(entry, "b", "c"), Decision{Action: Redirect, Peer: "c", Reason: ReasonLighter}},
 		{"27 dedicated here alone, loaded", "a:0 b:80 c:0", "b", dedicated(entry, "b"), Decision{Action: Here, Reason: ReasonNoLighter, Pin: SetPin}},
 		{"dedicated here, light (S404)", "a:0 b:40 c:0", "b", dedicated(page, "b"), Decision{Action: Here, Reason: ReasonDedicatedHere}},
@@ -164,13 +186,14 @@ func TestDecideNeverHarms(t *testing.T) {
 		for _, id := range ids[:1+rnd.IntN(5)] {
 			v.Nodes = append(v.Nodes, Node{
 				ID: id, Online: rnd.IntN(4) > 0, State: Joining + State(rnd.IntN(6)), Capacity: 1,
-				Load: Load(rnd.IntN(200)), Incarnation: uint64(rnd.IntN(2)),
+				Load: Load(rnd.IntN(200)), Incarnation: uint64(rnd.IntN(2)), Unable: []RouteID{0, 1, 2}[:rnd.IntN(4)],
 			})
 		}
 		r := Request{
 			Position: Position(rnd.IntN(4)), OnOwnerLoss: OwnerLoss(rnd.IntN(3)), EntryLeavesPin: rnd.IntN(2) == 0,
 			Movable: rnd.IntN(2) == 0, Hopped: rnd.IntN(3) == 0, Relayed: rnd.IntN(4) == 0, Refuse: rnd.IntN(2) == 0,
 			Draw1: rnd.Float64(), Draw2: rnd.Float64(), First: rnd.IntN(2) == 0, Turn: rnd.IntN(7),
+			Move: Move(rnd.IntN(3)), Route: RouteID(rnd.IntN(3)),
 		}
 		if rnd.IntN(2) == 0 {
 			r.Owner = ids[rnd.IntN(5)]
@@ -191,6 +214,10 @@ func TestDecideNeverHarms(t *testing.T) {
 			t.Fatalf("sent to itself or to a node that is off-line: %s", why)
 		case moves && d.Reason != ReasonPinElsewhere && !v.Node(d.Peer).Serves():
 			t.Fatalf("new work given to a node that must not have it: %s", why)
+		case (d.Steer != "") != (d.Reason == ReasonQuiet) && d.Reason != ReasonImmovable:
+			t.Fatalf("steered without a reason, or the reverse: %s", why)
+		case d.Steer != "" && (d.Action != Here || d.Steer == v.Self || !v.Node(d.Steer).Serves() || r.Move == MoveNone):
+			t.Fatalf("steered where nobody should go: %s", why)
 		case d.Action == Redirect && !r.Movable, moves && r.Relayed:
 			t.Fatalf("moved what cannot be moved: %s", why)
 		case d.Action == Redirect && r.Hopped && d.Reason != ReasonPinElsewhere:

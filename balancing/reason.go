@@ -35,9 +35,11 @@ const (
 	ReasonDedicatedHere        // this node is dedicated to the path (S404)
 	ReasonDedicated            // the peer is dedicated to the path (S405)
 	ReasonDedicatedDown        // no dedicated node is on-line
+	ReasonUnable               // the peer can serve the path, and this node cannot just now
 	ReasonLight                // load not above L1 (S203)
 	ReasonNoLighter            // no peer lighter by L2 (S206)
 	ReasonImmovable            // the client could not follow a redirect
+	ReasonQuiet                // served here, and a lighter peer is offered for what follows
 	ReasonKept                 // above L1, but not part of the excess
 	ReasonLighter              // the peer is lighter by L2 (S208)
 	ReasonDraining             // this node takes no new work
@@ -47,7 +49,8 @@ var reasonNames = []string{
 	ReasonHousekeeping: "housekeeping", ReasonPinned: "pinned", ReasonPinElsewhere: "pin-elsewhere",
 	ReasonPinLost: "pin-lost", ReasonInterior: "interior", ReasonHopped: "hopped", ReasonRelayed: "relayed",
 	ReasonDedicatedHere: "dedicated-here", ReasonDedicated: "dedicated", ReasonDedicatedDown: "dedicated-down",
-	ReasonLight: "light", ReasonNoLighter: "no-lighter-peer", ReasonImmovable: "immovable", ReasonKept: "kept",
+	ReasonUnable: "unable", ReasonLight: "light", ReasonNoLighter: "no-lighter-peer", ReasonImmovable: "immovable",
+	ReasonQuiet: "quiet", ReasonKept: "kept",
 	ReasonLighter: "lighter-peer", ReasonDraining: "draining",
 }
 

@@ -82,11 +82,12 @@ func (v *View) around(from int) iter.Seq[int] {
 // goes reports whether n should rid itself of clients whatever its load.
 func (n *Node) goes() bool { return n.State == Draining || n.State == Leaving || n.State == Sick }
 
-// lighter are the peers that load may move a request to: those that serve, that its path
-// is not dedicated past, and whose load, with what is booked on them, is not above limit.
+// lighter are the peers that load may move a request to: those that serve, that can serve
+// its path and are not left out by its dedication, and whose load, with what is booked on them, is not above limit.
 type lighter struct {
 	v      *View
 	me     *Node
+	route  RouteID
 	only   []NodeID // nil for all
 	credit []Load   // by place; nil for no books
 	limit  Load
@@ -95,7 +96,7 @@ type lighter struct {
 // load returns the load of the node at place i, as far as this node knows, and whether
 // work may be moved there at all.
 func (l *lighter) load(i int, n *Node) (Load, bool) {
-	if n == l.me || !n.Serves() || l.only != nil && !slices.Contains(l.only, n.ID) {
+	if n == l.me || !n.Serves() || !n.Able(l.route) || l.only != nil && !slices.Contains(l.only, n.ID) {
 		return 0, false
 	}
 	if i < len(l.credit) {
@@ -141,10 +142,11 @@ func (p Policy) byLoad(v *View, me *Node, r *Request) Decision {
 	if !leaving && load <= p.Light {
 		return Decision{Action: Here, Reason: ReasonLight}
 	}
-	if !r.Movable {
+	quietly := !r.Movable || r.Move == MoveQuiet
+	if r.Move == MoveNone || quietly && leaving { // a node that goes takes its own offers back
 		return Decision{Action: Here, Reason: ReasonImmovable}
 	}
-	l := lighter{v: v, me: me, limit: load - p.Margin}
+	l := lighter{v: v, me: me, route: r.Route, limit: load - p.Margin}
 	if slices.Contains(r.Dedicated, me.ID) { // else all of them are off-line, and this node stands in
 		l.only = r.Dedicated
 	}
@@ -169,8 +171,13 @@ func (p Policy) byLoad(v *View, me *Node, r *Request) Decision {
 	default:
 		to = p.pick(&l, r)
 	}
-	if to == nil {
+	switch {
+	case to == nil:
 		return Decision{Action: Here, Reason: ReasonNoLighter}
+	case quietly && r.Movable:
+		return Decision{Action: Here, Reason: ReasonQuiet, Steer: to.ID}
+	case quietly:
+		return Decision{Action: Here, Reason: ReasonImmovable, Steer: to.ID}
 	}
 	return Decision{Action: Redirect, Peer: to.ID, Reason: reason}
 }

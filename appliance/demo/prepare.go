@@ -53,7 +53,6 @@ func (d *Demo) prepare() error {
 		err := setup.Write(setup.Files{
 			NodePath: p.nodeFile(),
 			Node:     d.nodeText(p),
-			DataDir:  p.dir,
 			Document: document,
 			Key:      key,
 			CA:       ca,

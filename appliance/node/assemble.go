@@ -27,24 +27,29 @@ import (
 
 // This file turns the two files of a node into the configurations of the parts.
 
-func heartbeatConfig(nf *site.NodeFile, doc *site.Document, incarnation uint64, ring *keys.Ring, log *slog.Logger) heartbeat.Config {
+func heartbeatConfig(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, log *slog.Logger) heartbeat.Config {
 	c := heartbeat.Config{
 		Self:         nf.Name,
 		Address:      nf.Address.Public,
-		Incarnation:  incarnation,
+		Internal:     nf.Address.Internal,
+		Version:      shortVersion(),
 		Sealer:       ring.Sealer(keys.LabelReport),
 		Site:         doc.Site,
-		Period:       doc.Balancing.Period,
+		Document:     doc.Balancing.Settings(),
 		OfflineAfter: doc.Balancing.OfflineAfter,
 		Port:         nf.Listen.Reports,
 		Exchange:     doc.Balancing.Exchange,
+		Local:        nf.Address.Public,
 		Interface:    nf.Interfaces.Public,
 		Group:        nf.Multicast.Group,
 		Log:          log,
 	}
+	if doc.Balancing.Channel == site.InternalChannel {
+		c.Local, c.Interface = nf.Address.Internal, nf.Interfaces.Internal
+	}
 	for _, id := range doc.NodeIDs() {
 		n := doc.Nodes[id]
-		c.Nodes = append(c.Nodes, heartbeat.Peer{ID: id, Address: n.Address, Home: n.VIPs, Capacity: n.Capacity})
+		c.Nodes = append(c.Nodes, heartbeat.Peer{ID: id, Address: n.Address, Internal: n.Internal, Home: n.VIPs, Capacity: n.Capacity})
 	}
 	return c
 }

@@ -15,6 +15,7 @@ import (
 
 	"peerage/balancing"
 	"peerage/balancing/heartbeat"
+	"peerage/balancing/keys"
 	"peerage/takeover"
 )
 
@@ -27,12 +28,25 @@ type toServer struct {
 	View  *balancing.View `json:"view,omitempty"`
 	Guard *GuardStatus    `json:"guard,omitempty"`
 	Stop  bool            `json:"stop,omitempty"` // finish what is in progress and end
+
+	SiteKey string `json:"site_key,omitempty"` // in the first message, and only there
 }
 
-// toGuard is what the server tells every [healthEvery], but only if it has just
-// answered a request of its own through its own listener: the health token.
+// toGuard is what the server tells. A health token comes every [healthEvery], but only if
+// the server has just answered a request of its own through its own listener.
 type toGuard struct {
-	Load balancing.Load `json:"load"`
+	Token *token              `json:"token,omitempty"`
+	Ask   bool                `json:"ask,omitempty"` // the peers' reports are too old for a decision
+	Set   *balancing.Settings `json:"set,omitempty"` // of the whole site
+}
+
+// token says that the server is well, and how it is.
+type token struct {
+	Load   balancing.Load      `json:"load"`
+	Debit  balancing.Load      `json:"debit"`
+	Shed   balancing.Load      `json:"shed"`
+	Unable []balancing.RouteID `json:"unable,omitempty"`
+	Amiss  []string            `json:"amiss,omitempty"` // what an operator should see to
 }
 
 // GuardStatus is what the guard knows and the server shows.
@@ -41,6 +55,7 @@ type GuardStatus struct {
 	Started  time.Time          `json:"started"`
 	Reports  heartbeat.Counters `json:"reports"`
 	Takeover takeover.Status    `json:"takeover"`
+	Amiss    []string           `json:"amiss,omitempty"` // why the node is degraded
 }
 
 // maxMessage bounds one message: a view of the largest site that can be.
@@ -100,6 +115,19 @@ func (c *channel) receive(m any) error {
 		return io.EOF
 	}
 	return json.Unmarshal(c.in.Bytes(), m)
+}
+
+// siteKey receives the first message to a server.
+func (c *channel) siteKey() (*keys.Ring, error) {
+	var m toServer
+	if err := c.receive(&m); err != nil {
+		return nil, fmt.Errorf("site key from the guard: %w", err)
+	}
+	key, err := keys.Parse(m.SiteKey)
+	if err != nil {
+		return nil, fmt.Errorf("site key from the guard: %w", err)
+	}
+	return keys.NewRing(key)
 }
 
 func (c *channel) close() { c.conn.Close() }

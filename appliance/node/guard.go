@@ -31,12 +31,15 @@ import (
 type guard struct {
 	nodeFile *site.NodeFile
 	document *site.Document
+	key      keys.Key
 	command  func() *exec.Cmd // starts the server
 	log      *slog.Logger
 
+	dir      *state.Dir
 	exchange *heartbeat.Exchange
 	keeper   *takeover.Keeper
 	started  time.Time
+	keep     chan balancing.Settings // capacity 1: the newest to be kept
 
 	mu     sync.Mutex
 	facts  facts
@@ -52,24 +55,60 @@ const (
 	restartMost  = 5 * time.Second
 )
 
-func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, ring *keys.Ring, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
+func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, key keys.Key, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
+	ring, err := keys.NewRing(key)
+	if err != nil {
+		return nil, err
+	}
 	now := time.Now()
 	incarnation, err := dir.NextIncarnation(now)
 	if err != nil {
 		return nil, err
 	}
-	g := &guard{nodeFile: nf, document: doc, command: command, log: log, started: now}
-	g.exchange, err = heartbeat.New(heartbeatConfig(nf, doc, incarnation, ring, log))
+	changed, err := dir.Settings()
 	if err != nil {
 		return nil, err
 	}
-	g.facts = facts{
-		started:  now,
-		listen:   doc.Balancing.Period * 3 / 2,
-		holdDown: doc.Takeover.HoldDown,
-		stale:    time.Duration(doc.Balancing.OfflineAfter) * doc.Balancing.Period,
+	g := &guard{
+		nodeFile: nf, document: doc, key: key, command: command, log: log, dir: dir, started: now,
+		keep: make(chan balancing.Settings, 1),
 	}
+	c := heartbeatConfig(nf, doc, ring, log)
+	c.Incarnation, c.Changed, c.Keep = incarnation, changed, g.toKeep
+	if g.exchange, err = heartbeat.New(c); err != nil {
+		return nil, err
+	}
+	g.facts = facts{started: now, holdDown: doc.Takeover.HoldDown}
 	return g, nil
+}
+
+// toKeep has settings written down, the newest in place of those that still wait.
+func (g *guard) toKeep(s balancing.Settings) {
+	select {
+	case <-g.keep:
+	default:
+	}
+	g.keep <- s // never full: only the exchange sends, one at a time
+}
+
+// keepSettings writes down settings that have changed: the disk may be slow, the exchange
+// must not be.
+func (g *guard) keepSettings(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			select {
+			case s := <-g.keep:
+				return g.dir.SaveSettings(s)
+			default:
+				return nil
+			}
+		case s := <-g.keep:
+			if err := g.dir.SaveSettings(s); err != nil {
+				g.log.Error("settings not kept", "err", err)
+			}
+		}
+	}
 }
 
 // run keeps the node going until ctx ends, then leaves the site in order: draining in
@@ -100,7 +139,7 @@ func (g *guard) run(ctx context.Context) error {
 	})
 	g.judge(time.Now())
 
-	failed := make(chan error, 4)
+	failed := make(chan error, 8)
 	var exchange, keeper, server, watch sync.WaitGroup
 	run := func(wg *sync.WaitGroup, ctx context.Context, what string, f func(context.Context) error) {
 		wg.Go(func() {
@@ -112,6 +151,7 @@ func (g *guard) run(ctx context.Context) error {
 	toServer := views.subscribe()
 	run(&exchange, exchangeCtx, "exchange of reports", g.exchange.Run)
 	run(&exchange, exchangeCtx, "views", views.run)
+	run(&exchange, exchangeCtx, "settings", g.keepSettings)
 	if g.document.Takeover.Enabled {
 		run(&keeper, keeperCtx, "takeover", g.keeper.Run)
 	} else {
@@ -202,25 +242,34 @@ func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 func (g *guard) judge(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	was := g.facts.current
-	next := g.facts.judge(now, homeHeldByOthers(g.exchange.View()))
-	if next != was {
-		g.log.Info("state", "state", next)
+	f := &g.facts
+	v := g.exchange.View()
+	f.listen = v.Settings.Period * 3 / 2
+	f.stale = time.Duration(g.document.Balancing.OfflineAfter) * v.Settings.Period
+	if n := g.exchange.Counters().Clock; n != f.refused {
+		f.refused, f.clock = n, now
 	}
-	load := g.facts.load
-	g.exchange.Update(func(s *heartbeat.Status) { s.State, s.Load = next, load })
+	was := f.current
+	next := f.judge(now, homeHeldByOthers(v))
+	if next != was {
+		g.log.Info("state", "state", next, "amiss", f.amiss(now))
+	}
+	t := f.told
+	g.exchange.Update(func(s *heartbeat.Status) {
+		s.State, s.Load, s.Debit, s.Shed, s.Unable = next, t.Load, t.Debit, t.Shed, t.Unable
+	})
 }
 
 // tell sends the present view to the server.
 func (g *guard) tell() {
 	g.mu.Lock()
-	server := g.server
+	server, amiss := g.server, g.facts.amiss(time.Now())
 	g.mu.Unlock()
 	if server == nil {
 		return
 	}
 	m := toServer{View: g.exchange.View(), Guard: &GuardStatus{
-		PID: os.Getpid(), Started: g.started, Reports: g.exchange.Counters(), Takeover: g.keeper.Status(),
+		PID: os.Getpid(), Started: g.started, Reports: g.exchange.Counters(), Takeover: g.keeper.Status(), Amiss: amiss,
 	}}
 	if err := server.send(m); err != nil {
 		g.log.Warn("server does not listen", "err", err)
@@ -272,6 +321,9 @@ func (g *guard) serveOnce(ctx context.Context) error {
 		return fmt.Errorf("start the server: %w", err)
 	}
 	g.log.Info("server started", "pid", cmd.Process.Pid)
+	// The file of the key may be closed to the server's user. If this fails the server
+	// is gone, and listen will see it.
+	ours.send(toServer{SiteKey: g.key.Reveal()})
 	g.mu.Lock()
 	g.server = ours
 	g.mu.Unlock()
@@ -302,7 +354,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 	g.mu.Lock()
 	g.server = nil
 	g.facts.token = time.Time{}
-	g.facts.load = 0
+	g.facts.told = token{}
 	g.mu.Unlock()
 	g.judge(time.Now())
 	if ctx.Err() == nil {
@@ -328,13 +380,28 @@ func (g *guard) listen(c *channel) {
 			}
 			return
 		}
-		now := time.Now()
-		g.mu.Lock()
-		g.facts.token = now
-		g.facts.load = m.Load
-		g.mu.Unlock()
-		g.judge(now)
+		switch {
+		case m.Token != nil:
+			g.wellAt(time.Now(), *m.Token)
+		case m.Ask:
+			g.exchange.Ask()
+		case m.Set != nil:
+			if _, err := g.exchange.Set(func(s *balancing.Settings) { *s = *m.Set }); err != nil {
+				g.log.Warn("settings refused", "err", err)
+			}
+		}
 	}
+}
+
+// wellAt takes a health token that came at now.
+func (g *guard) wellAt(now time.Time, t token) {
+	if len(t.Unable) > balancing.MaxUnable {
+		t.Unable = t.Unable[:balancing.MaxUnable]
+	}
+	g.mu.Lock()
+	g.facts.token, g.facts.told = now, t
+	g.mu.Unlock()
+	g.judge(now)
 }
 
 // credentials returns the attributes under which the server runs: as root it becomes

@@ -16,8 +16,10 @@ type facts struct {
 
 	current balancing.State // 0 before the first judgement
 	token   time.Time       // when the server last served itself; zero: never, or it ended
-	load    balancing.Load
-	well    time.Time // since when the tokens have come without a gap
+	told    token           // what it said then
+	clock   time.Time       // when a peer's report was last refused for its clock
+	refused uint64          // such reports so far
+	well    time.Time       // since when the tokens have come without a gap
 	leaving bool
 }
 
@@ -45,14 +47,34 @@ func (f *facts) next(now time.Time, held bool) balancing.State {
 		return balancing.Draining
 	case !fresh && f.current != balancing.Joining && f.current != 0:
 		return balancing.Sick
-	case f.current == balancing.OK:
-		return balancing.OK
+	case f.current == balancing.OK, f.current == balancing.Degraded:
+		return f.serving(now)
 	case !fresh, now.Sub(f.started) < f.listen:
 		return balancing.Joining
 	case held && now.Sub(f.well) < f.holdDown:
 		return balancing.Joining
 	}
+	return f.serving(now)
+}
+
+// serving returns the state of a node that serves.
+func (f *facts) serving(now time.Time) balancing.State {
+	if len(f.amiss(now)) > 0 {
+		return balancing.Degraded
+	}
 	return balancing.OK
+}
+
+// clockWord is for how long a refused report says that the clocks differ.
+const clockWord = 10 * time.Second
+
+// amiss lists what an operator should see to, although the node serves.
+func (f *facts) amiss(now time.Time) []string {
+	all := slices.Clone(f.told.Amiss)
+	if !f.clock.IsZero() && now.Sub(f.clock) < clockWord {
+		all = append(all, "the clock differs from that of a peer by more than 30 s")
+	}
+	return all
 }
 
 // homeHeldByOthers reports whether a peer holds a VIP that belongs to the view's owner.

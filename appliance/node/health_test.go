@@ -23,6 +23,7 @@ func TestStateOfANode(t *testing.T) {
 		token bool // the server has just served itself
 		held  bool // a peer holds a VIP of this node
 		leave bool
+		amiss string // what the server says is amiss
 		want  balancing.State
 	}
 	for name, life := range map[string][]step{
@@ -69,6 +70,14 @@ func TestStateOfANode(t *testing.T) {
 			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.Joining},
 			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.OK},
 		},
+		"something is amiss": {
+			{after: time.Second, token: true, amiss: "disk", want: balancing.Degraded},
+			{after: time.Second, token: true, amiss: "disk", want: balancing.Degraded},
+			{after: time.Second, token: true, held: true, want: balancing.OK},
+			{after: time.Second, token: true, amiss: "back-end", want: balancing.Degraded},
+			{after: 2 * time.Second, amiss: "back-end", want: balancing.Sick},
+			{after: time.Second, leave: true, want: balancing.Draining},
+		},
 		"leaves": {
 			{after: time.Second, token: true, want: balancing.OK},
 			{leave: true, want: balancing.Draining},
@@ -84,6 +93,7 @@ func TestStateOfANode(t *testing.T) {
 					f.token = now
 				}
 				f.leaving = f.leaving || s.leave
+				f.told.Amiss = strings.Fields(s.amiss)
 				if got := f.judge(now, s.held); got != s.want {
 					t.Fatalf("step %d: %v, want %v", i+1, got, s.want)
 				}
@@ -152,15 +162,15 @@ func TestChannelCarriesTheLargestSite(t *testing.T) {
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
-	if len(m.View.Nodes) != balancing.MaxNodes || !m.View.Nodes[511].Holds(v.Nodes[511].Held[63]) || m.Guard.PID != 1 {
+	if len(m.View.Nodes) != balancing.MaxNodes || !m.View.Nodes[511].Holds(v.Nodes[511].Held[balancing.MaxHeld-1]) || m.Guard.PID != 1 {
 		t.Error("what arrived is not what was sent")
 	}
-	if err := server.send(toGuard{Load: 12.5}); err != nil {
+	if err := server.send(toGuard{Token: &token{Load: 12.5, Unable: []balancing.RouteID{7}}}); err != nil {
 		t.Fatal(err)
 	}
-	var token toGuard
-	if err := guard.receive(&token); err != nil || token.Load != 12.5 {
-		t.Errorf("token: %+v, %v", token, err)
+	var back toGuard
+	if err := guard.receive(&back); err != nil || back.Token == nil || back.Token.Load != 12.5 || back.Token.Unable[0] != 7 {
+		t.Errorf("token: %+v, %v", back, err)
 	}
 }
 

@@ -23,7 +23,6 @@ import (
 
 	"peerage/appliance/site"
 	"peerage/appliance/state"
-	"peerage/balancing/keys"
 )
 
 // Run runs the node of the node file at path until ctx ends, and then leaves the site in
@@ -44,10 +43,6 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 	if err != nil {
 		return err
 	}
-	ring, err := keys.NewRing(key)
-	if err != nil {
-		return err
-	}
 	dir, err := state.Open(nf.DataDir)
 	if err != nil {
 		return err
@@ -61,8 +56,10 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 	if err != nil {
 		return err
 	}
-	if err := as.own(nf.DataDir); err != nil {
-		return err
+	if as != nil {
+		if err := dir.Own(int(as.uid), int(as.gid)); err != nil {
+			return err
+		}
 	}
 	command := func() *exec.Cmd {
 		cmd := exec.Command(self, args...)
@@ -71,7 +68,7 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 		return cmd
 	}
 	log = log.With("node", nf.Name)
-	g, err := newGuard(nf, doc, dir, ring, command, log)
+	g, err := newGuard(nf, doc, dir, key, command, log)
 	if err != nil {
 		return err
 	}
@@ -86,15 +83,11 @@ func Serve(_ context.Context, path string, log *slog.Logger) error {
 		return err
 	}
 	defer guard.close()
+	ring, err := guard.siteKey()
+	if err != nil {
+		return err
+	}
 	nf, doc, err := load(path)
-	if err != nil {
-		return err
-	}
-	key, err := state.ReadSiteKey(nf.SiteKeyFile)
-	if err != nil {
-		return err
-	}
-	ring, err := keys.NewRing(key)
 	if err != nil {
 		return err
 	}
@@ -181,17 +174,4 @@ func serverAccount(nf *site.NodeFile, log *slog.Logger) (*account, error) {
 		return nil, err
 	}
 	return &account{uint32(uid), uint32(gid)}, nil
-}
-
-// own gives the data directory to the server's user, for what the server writes there.
-func (a *account) own(dir string) error {
-	if a == nil {
-		return nil
-	}
-	return filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, int(a.uid), int(a.gid))
-	})
 }

@@ -239,7 +239,9 @@ func (s *server) check(ctx context.Context) error {
 			}
 		default:
 			failing = ""
-			if s.guard.send(toGuard{Load: s.meter.Load()}) != nil {
+			t := &token{Load: s.meter.Load()}
+			t.Unable, t.Amiss = s.diagnose()
+			if s.guard.send(toGuard{Token: t}) != nil {
 				return errGuardGone
 			}
 		}
@@ -267,10 +269,10 @@ func ask(ctx context.Context, client *http.Client, url string) error {
 
 // firstView is what is known before the guard has spoken: the document.
 func firstView(nf *site.NodeFile, doc *site.Document) *balancing.View {
-	v := &balancing.View{Self: nf.Name, Time: time.Now()}
+	v := &balancing.View{Self: nf.Name, Time: time.Now(), Settings: doc.Balancing.Settings()}
 	for _, id := range doc.NodeIDs() {
 		n := doc.Nodes[id]
-		v.Nodes = append(v.Nodes, balancing.Node{ID: id, Address: n.Address, Home: n.VIPs, Capacity: n.Capacity})
+		v.Nodes = append(v.Nodes, balancing.Node{ID: id, Address: n.Address, Internal: n.Internal, Home: n.VIPs, Capacity: n.Capacity})
 		if id == nf.Name {
 			me := &v.Nodes[len(v.Nodes)-1]
 			me.Online, me.State, me.Address = true, balancing.Joining, nf.Address.Public

@@ -1,16 +1,8 @@
 package node
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"peerage/balancing"
@@ -43,11 +35,6 @@ type VIP struct {
 	Holder  balancing.NodeID `json:"holder,omitempty"` // "" while nobody does
 }
 
-// SocketName is the control socket's name in the data directory.
-const SocketName = "control.sock"
-
-const statusPath = "/v1/status"
-
 func (s *server) status() *Status {
 	v := s.view.Load()
 	st := &Status{
@@ -69,60 +56,4 @@ func (s *server) status() *Status {
 		st.DNS = &c
 	}
 	return st
-}
-
-// control answers on the control socket: a file that only the node's own user can
-// open.
-func (s *server) control(ctx context.Context) error {
-	path := filepath.Join(s.nodeFile.DataDir, SocketName)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return err
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(s.status())
-	})
-	srv := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-// ReadStatus asks the node whose data directory is dir.
-func ReadStatus(ctx context.Context, dir string) (*Status, error) {
-	socket := filepath.Join(dir, SocketName)
-	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}
-	defer t.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node"+statusPath, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := t.RoundTrip(r)
-	if err != nil {
-		return nil, fmt.Errorf("ask the node at %s: %w", dir, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask the node at %s: %s", dir, resp.Status)
-	}
-	var st Status
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxMessage)).Decode(&st); err != nil {
-		return nil, fmt.Errorf("ask the node at %s: %w", dir, err)
-	}
-	return &st, nil
 }

@@ -1,6 +1,10 @@
 package node
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+
+	"peerage/balancing"
+)
 
 // Version returns the version that was built: a tag, or the commit.
 func Version() string {
@@ -17,4 +21,10 @@ func Version() string {
 		}
 	}
 	return "development"
+}
+
+// shortVersion is the version as a report has room for it.
+func shortVersion() string {
+	v := Version()
+	return v[:min(len(v), balancing.MaxVersion)]
 }

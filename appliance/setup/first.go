@@ -71,7 +71,7 @@ func (n *First) Pages() string {
 
 // Files makes the contents of all files of the node, a site key and a CA among them.
 func (n *First) Files() (Files, error) {
-	f := Files{NodePath: n.NodePath, DataDir: n.DataDir, Key: keys.Generate()}
+	f := Files{NodePath: n.NodePath, Key: keys.Generate()}
 	var err error
 	if f.CA, err = certs.NewCA(n.Site, time.Now()); err != nil {
 		return Files{}, err

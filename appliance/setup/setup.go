@@ -20,7 +20,6 @@ import (
 type Files struct {
 	NodePath string // of the node file
 	Node     string // YAML
-	DataDir  string // as in the node file
 	Document string // YAML
 	Key      keys.Key
 	CA       *certs.CA
@@ -83,7 +82,7 @@ func (f *Files) parts(nf *site.NodeFile, dir *state.Dir, ring *keys.Ring) []part
 	parts := []part{
 		{nf.SiteKeyFile, func() error { return state.WriteSiteKey(nf.SiteKeyFile, f.Key) }},
 		{filepath.Join(nf.DataDir, state.CAFile), func() error { return dir.SaveCA(f.CA, ring) }},
-		plain(nf.SiteFile, f.Document, 0o600),
+		plain(nf.SiteFile, f.Document, 0o644),
 	}
 	for _, o := range f.Others {
 		parts = append(parts, plain(o.Path, o.Text, o.Mode))

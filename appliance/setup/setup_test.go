@@ -28,7 +28,6 @@ func files(t *testing.T, dir string) Files {
 	return Files{
 		NodePath: filepath.Join(dir, "etc", "node.yaml"),
 		Node:     fmt.Sprintf("name: n1\ndata_dir: %q\ninterfaces: {public: lo}\naddress: 127.0.0.1\n", data),
-		DataDir:  data,
 		Document: "site: test\nhosts: [www.example.test]\nnodes: {n1: {}}\nroutes: [{path: /, static: {dir: /srv/www}}]\n",
 		Key:      keys.Generate(),
 		CA:       ca,
@@ -66,7 +65,7 @@ func TestWriteMakesAllThatANodeStartsFrom(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := tree(t, dir)
-	for _, want := range []string{"etc/node.yaml 0644", "data/site.yaml 0600", "data/site.key 0600", "data/ca.sealed 0600", "data/www/index.html 0644"} {
+	for _, want := range []string{"etc/node.yaml 0644", "data/site.yaml 0644", "data/site.key 0600", "data/ca.sealed 0600", "data/www/index.html 0644"} {
 		if _, ok := got[want]; !ok {
 			t.Errorf("no %s", want)
 		}
@@ -123,7 +122,7 @@ func TestWriteOverwritesNothing(t *testing.T) {
 	if err := Write(f); err != nil {
 		t.Fatal(err)
 	}
-	d, err := state.Open(f.DataDir)
+	d, err := state.Open(filepath.Join(dir, "data"))
 	if err != nil {
 		t.Fatal(err)
 	}

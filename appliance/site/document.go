@@ -2,6 +2,7 @@ package site
 
 import (
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
@@ -82,6 +83,10 @@ type Node struct {
 	// where reports do not go by multicast.
 	Address netip.Addr `yaml:"address" example:"192.0.2.1"`
 
+	// Host address of the node on the internal network, if that is another: where peers
+	// relay to.
+	Internal netip.Addr `yaml:"internal" example:"10.0.0.1"`
+
 	// Virtual IPs that belong to the node, v4 and v6. While the node is silent its peers
 	// answer for them. They lie in a network of the public interface.
 	VIPs []netip.Addr `yaml:"vips" max:"32" example:"[192.0.2.11, '2001:db8::11']"`
@@ -126,12 +131,64 @@ type Balancing struct {
 	// How many requests in progress are a load of 100 per cent on a node of capacity 1.
 	Full int `yaml:"full" default:"200" min:"1" max:"1000000"`
 
-	// How reports travel: 'multicast', 'unicast' to each peer, or 'auto' for multicast
-	// where the interface carries it and unicast elsewhere.
+	// How load may move a client to a lighter node: 'redirect' tells it to go there where it
+	// can follow, 'quiet' only offers the other node for its later requests, under the same
+	// URL (Alt-Svc), 'none' leaves it where it is. Pins and dedicated paths are not asked.
+	Move balancing.Move `yaml:"move" default:"redirect"`
+
+	// How reports travel: 'multicast', 'unicast' to each peer, 'query' for unicast with each
+	// peer asked for its report, or 'auto' for multicast where the interface carries it, with
+	// unicast to those whom it does not reach.
 	Exchange heartbeat.Mode `yaml:"exchange" default:"auto"`
+
+	// The network that reports go over: 'public' is that of the clients, 'internal' the other
+	// one, where nobody else hears them.
+	Channel Channel `yaml:"channel" default:"public"`
 
 	// Periods without a report after which a node counts as off-line.
 	OfflineAfter int `yaml:"offline_after" default:"3" min:"2" max:"20"`
+}
+
+// Channel is a network that reports go over.
+type Channel uint8
+
+const (
+	PublicChannel Channel = iota
+	InternalChannel
+)
+
+var channelNames = []string{PublicChannel: "public", InternalChannel: "internal"}
+
+func (c Channel) String() string {
+	if int(c) >= len(channelNames) {
+		return fmt.Sprintf("channel(%d)", uint8(c))
+	}
+	return channelNames[c]
+}
+
+// MarshalText writes the channel's name.
+func (c Channel) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a channel's name.
+func (c *Channel) UnmarshalText(b []byte) error {
+	i := slices.Index(channelNames, string(b))
+	if i < 0 {
+		return fmt.Errorf("%q is not a network of a node: public or internal", b)
+	}
+	*c = Channel(i)
+	return nil
+}
+
+// Settings returns what of it can be changed while the site runs.
+func (b *Balancing) Settings() balancing.Settings {
+	s := balancing.Settings{
+		Policy: balancing.Policy{Light: b.Light, Margin: b.Margin, Below: b.Below, Rule: b.Rule, Choice: b.Choice},
+		Period: b.Period,
+	}
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%v %v %v %v %v %v", s.Light, s.Margin, s.Below, s.Rule, s.Choice, s.Period)
+	s.Base = h.Sum32()
+	return s
 }
 
 // Takeover rules how VIPs of a silent node stay answered.
@@ -166,6 +223,9 @@ type Route struct {
 	// What happens on a dedicated path while all its nodes are off-line: 'spill' serves it
 	// on any node, 'refuse' answers 503.
 	WhenDown WhenDown `yaml:"when_down" default:"spill"`
+
+	// How load may move a client of this route, in place of what 'balancing' says.
+	Move *balancing.Move `yaml:"move"`
 
 	// Makes the path stateful: a client that has passed the entry stays on its node.
 	Stateful *Stateful `yaml:"stateful"`

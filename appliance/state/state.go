@@ -10,9 +10,9 @@
 // is synced. Modes are as given, whatever the umask is.
 //
 // As root, the guard of a node writes here, and its server, an account of its own, owns
-// the directory ([Dir.Own]). So nothing here follows a link out of the directory, waits
-// for what is no regular file, or reads more than it must. No error tells anything of a
-// key.
+// the directory ([Dir.Own]). So no method of Dir follows a link out of the directory, and
+// nothing here waits for what is no regular file, or reads more than it must. No error
+// tells anything of a key.
 //
 // Nothing here starts a goroutine. A [Dir] belongs to one; the functions do not mind.
 package state

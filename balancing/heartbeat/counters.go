@@ -3,7 +3,7 @@ package heartbeat
 import "sync/atomic"
 
 type counters struct {
-	sent, failed, accepted, own, twins                atomic.Uint64
+	sent, failed, accepted, asked, own, twins         atomic.Uint64
 	forged, malformed, unknown, replayed, clock, late atomic.Uint64
 }
 
@@ -12,6 +12,7 @@ type Counters struct {
 	Sent     uint64 `json:"sent"`
 	Failed   uint64 `json:"failed"` // could not be sent
 	Accepted uint64 `json:"accepted"`
+	Asked    uint64 `json:"asked"` // of the accepted, those that asked for a report
 	Own      uint64 `json:"own"`   // this node's own, come back by multicast
 	Twins    uint64 `json:"twins"` // of another node, or an earlier start, under this node's name
 
@@ -33,7 +34,7 @@ func (c Counters) Refused() uint64 {
 func (x *Exchange) Counters() Counters {
 	c := &x.counters
 	return Counters{
-		Sent: c.sent.Load(), Failed: c.failed.Load(), Accepted: c.accepted.Load(), Own: c.own.Load(), Twins: c.twins.Load(),
+		Sent: c.sent.Load(), Failed: c.failed.Load(), Accepted: c.accepted.Load(), Asked: c.asked.Load(), Own: c.own.Load(), Twins: c.twins.Load(),
 		Forged: c.forged.Load(), Malformed: c.malformed.Load(), Unknown: c.unknown.Load(),
 		Replayed: c.replayed.Load(), Clock: c.clock.Load(), Late: c.late.Load(),
 	}

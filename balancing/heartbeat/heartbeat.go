@@ -33,10 +33,8 @@ import (
 	"peerage/balancing/keys"
 )
 
-// Bounds of [Config.Period] and [Config.OfflineAfter].
+// Bounds of [Config.OfflineAfter].
 const (
-	MinPeriod       = 50 * time.Millisecond
-	MaxPeriod       = 10 * time.Second
 	MinOfflineAfter = 2
 	MaxOfflineAfter = 20
 )
@@ -44,20 +42,32 @@ const (
 // Config is what an Exchange needs.
 type Config struct {
 	Self        balancing.NodeID
-	Address     netip.Addr // host address: reports leave from it and come in on it
+	Address     netip.Addr // host address on the network of the clients
+	Internal    netip.Addr // the same on the internal network, where peers relay to
 	Incarnation uint64     // greater than that of every earlier start of this node
+	Version     string     // of the software
 	Nodes       []Peer     // all nodes of the site document, this one among them
 
 	Sealer *keys.Sealer
 	Site   string // name of the site, bound into each report
 
-	Period       time.Duration // between two reports, varied by a tenth; whole milliseconds
-	OfflineAfter int           // periods of silence after which a peer is off-line
-	Port         uint16        // UDP, the same on all nodes
+	// Document are the settings of the site document, with the digest of them as Base.
+	// Changed are those that were last followed, kept by the caller over a restart; Keep
+	// is called whenever there are new ones, and must not block. Reports go out every
+	// period of the settings, varied by a tenth.
+	Document balancing.Settings
+	Changed  balancing.Settings
+	Keep     func(balancing.Settings)
 
+	OfflineAfter int    // periods of silence after which a peer is off-line
+	Port         uint16 // UDP, the same on all nodes
+
+	// How and over which network reports go: the address that they leave from and come in
+	// on, and for multicast the interface and the group.
 	Exchange  Mode
-	Interface string     // that multicast uses
-	Group     netip.Addr // of multicast
+	Local     netip.Addr // default Address
+	Interface string
+	Group     netip.Addr
 
 	Log *slog.Logger
 }
@@ -66,15 +76,24 @@ type Config struct {
 type Peer struct {
 	ID       balancing.NodeID
 	Address  netip.Addr // host address, or the zero Addr if only a report will tell
+	Internal netip.Addr // the same on the internal network
 	Home     []netip.Addr
 	Capacity float64
 }
 
 // Status is what this node says of itself.
 type Status struct {
-	State balancing.State
-	Load  balancing.Load
-	Held  []netip.Addr // VIPs that it answers for, at most [balancing.MaxHeld]
+	State       balancing.State
+	Load        balancing.Load
+	Debit, Shed balancing.Load      // see [balancing.Books]
+	Held        []netip.Addr        // VIPs that it answers for, at most [balancing.MaxHeld]
+	Unable      []balancing.RouteID // routes that it cannot serve, at most [balancing.MaxUnable]
+}
+
+// says reports whether peers should know of the change from s to t at once: everything but
+// loads.
+func (s *Status) says(t *Status) bool {
+	return s.State != t.State || !slices.Equal(s.Held, t.Held) || !slices.Equal(s.Unable, t.Unable)
 }
 
 // Exchange exchanges reports with the peers.
@@ -88,14 +107,20 @@ type Exchange struct {
 	changed  chan struct{} // capacity 1
 	early    chan struct{} // capacity 1: a report is due before its time
 
-	mu      sync.Mutex
-	me      balancing.Node
-	peers   *peers
-	told    Status        // as in the latest report
-	stale   bool          // the view lacks loads that have come in
-	twins   time.Time     // when another node of our name was last complained of
-	clocks  time.Time     // when a clock was last complained of
-	elderly time.Duration // how long a word about multicast counts
+	mu       sync.Mutex
+	me       balancing.Node
+	status   Status
+	settings balancing.Settings
+	peers    *peers
+	told     Status    // as in the latest report to all
+	news     bool      // there is something that all peers should know early
+	stale    bool      // the view lacks loads that have come in
+	asked    time.Time // when the peers were last asked
+	light    bool      // the load was not above L1 when it was last reported
+	hasten   int       // reports that are still sent at the period before a change to a longer one
+	before   time.Duration
+	twins    time.Time // when another node of our name was last complained of
+	clocks   time.Time // when a clock was last complained of
 }
 
 const (
@@ -111,6 +136,9 @@ const (
 	// shows at once.
 	viewEvery = 20 * time.Millisecond
 
+	// askPause is the least time between two questions to the peers.
+	askPause = 100 * time.Millisecond
+
 	complainEvery = time.Minute
 )
 
@@ -120,10 +148,14 @@ func New(c Config) (*Exchange, error) {
 	switch {
 	case i < 0:
 		return nil, fmt.Errorf("exchange of reports: node %s is not among the nodes of the site", c.Self)
-	case c.Period < MinPeriod || c.Period > MaxPeriod || c.Period%time.Millisecond != 0:
-		return nil, fmt.Errorf("exchange of reports: period %v, want whole milliseconds from %v to %v", c.Period, MinPeriod, MaxPeriod)
 	case c.OfflineAfter < MinOfflineAfter || c.OfflineAfter > MaxOfflineAfter:
 		return nil, fmt.Errorf("exchange of reports: off-line after %d periods, want %d to %d", c.OfflineAfter, MinOfflineAfter, MaxOfflineAfter)
+	}
+	if err := c.Document.Check(); err != nil {
+		return nil, fmt.Errorf("exchange of reports: %w", err)
+	}
+	if !c.Local.IsValid() {
+		c.Local = c.Address
 	}
 	mode, err := settle(&c)
 	if err != nil {
@@ -137,13 +169,18 @@ func New(c Config) (*Exchange, error) {
 		changed: make(chan struct{}, 1),
 		early:   make(chan struct{}, 1),
 		peers:   newPeers(&c),
-		elderly: time.Duration(c.OfflineAfter) * c.Period,
 		me: balancing.Node{
-			ID: c.Self, Address: c.Address, Home: c.Nodes[i].Home, Capacity: c.Nodes[i].Capacity,
-			Online: true, Incarnation: c.Incarnation, State: balancing.Joining,
+			ID: c.Self, Address: c.Address, Internal: c.Internal, Home: c.Nodes[i].Home, Capacity: c.Nodes[i].Capacity,
+			Online: true, Incarnation: c.Incarnation, Version: c.Version,
 		},
+		status:   Status{State: balancing.Joining},
+		settings: c.Document,
+		light:    true,
 	}
-	x.told.State = balancing.Joining
+	x.told = x.status
+	if s := c.Changed; s.Version > 0 && s.Base == c.Document.Base && s.Check() == nil {
+		x.settings = s
+	}
 	x.mu.Lock()
 	x.publish(time.Now())
 	x.mu.Unlock()
@@ -152,8 +189,8 @@ func New(c Config) (*Exchange, error) {
 
 // settle returns the mode that c's interface allows.
 func settle(c *Config) (Mode, error) {
-	if c.Exchange == Unicast {
-		return Unicast, nil
+	if c.Exchange == Unicast || c.Exchange == Query {
+		return c.Exchange, nil
 	}
 	why := ""
 	ifi, err := net.InterfaceByName(c.Interface)
@@ -164,8 +201,8 @@ func settle(c *Config) (Mode, error) {
 		why = "the interface carries no multicast"
 	case !c.Group.IsMulticast():
 		why = fmt.Sprintf("%v is no multicast group", c.Group)
-	case c.Group.Is4() != c.Address.Is4():
-		why = fmt.Sprintf("the group %v and the host address %v are of different families", c.Group, c.Address)
+	case c.Group.Is4() != c.Local.Is4():
+		why = fmt.Sprintf("the group %v and the address %v are of different families", c.Group, c.Local)
 	default:
 		return c.Exchange, nil
 	}
@@ -184,23 +221,84 @@ func (x *Exchange) View() *balancing.View { return x.view.Load() }
 func (x *Exchange) Changed() <-chan struct{} { return x.changed }
 
 // Update changes what this node says of itself. The view shows it at once. The peers are
-// told early if state or VIPs have changed, or the load has by much. f must not block.
+// told early of all that is not a load, of a load that has changed by much, and of one that
+// has crossed L1. f must not block.
 func (x *Exchange) Update(f func(*Status)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	s := Status{State: x.me.State, Load: x.me.Load, Held: slices.Clone(x.me.Held)}
+	was := x.status
+	s := was
+	s.Held, s.Unable = slices.Clone(was.Held), slices.Clone(was.Unable)
 	f(&s)
-	same := s.State == x.me.State && slices.Equal(s.Held, x.me.Held)
-	if same && s.Load == x.me.Load {
+	x.status = s
+	switch {
+	case was.says(&s):
+		x.publish(time.Now())
+		x.tell()
+		return
+	case s.Load == was.Load && s.Debit == was.Debit && s.Shed == was.Shed:
 		return
 	}
-	x.me.State, x.me.Load, x.me.Held = s.State, s.Load, s.Held
-	if same {
-		x.stale = true
-	} else {
-		x.publish(time.Now())
+	x.stale = true
+	crossed := x.light != (s.Load <= x.settings.Light)
+	if crossed || math.Abs(float64(s.Load-x.told.Load)) > jump {
+		x.tell()
 	}
-	if !same || math.Abs(float64(s.Load-x.told.Load)) > jump {
+}
+
+// tell has a report sent to all before its time. x.mu is held.
+func (x *Exchange) tell() {
+	x.news = true
+	signal(x.early)
+}
+
+// Set changes the settings of the whole site: those of this node at once, those of the
+// others with the next report. It returns them with their version, or an error that says
+// what is out of bounds.
+func (x *Exchange) Set(f func(*balancing.Settings)) (balancing.Settings, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s := x.settings
+	f(&s)
+	s.Version = max(uint64(time.Now().UnixMilli()), x.settings.Version+1)
+	s.Base = x.c.Document.Base
+	if err := s.Check(); err != nil {
+		return balancing.Settings{}, err
+	}
+	x.follow(s)
+	return s, nil
+}
+
+// Reset is [Exchange.Set] to what the site document says.
+func (x *Exchange) Reset() (balancing.Settings, error) {
+	return x.Set(func(s *balancing.Settings) { *s = x.c.Document })
+}
+
+// follow makes s the settings. x.mu is held.
+func (x *Exchange) follow(s balancing.Settings) {
+	if s.Period > x.settings.Period {
+		// A peer that misses the news must not take the longer pause for silence.
+		x.hasten, x.before = x.c.OfflineAfter, x.settings.Period
+	}
+	x.settings = s
+	x.c.Log.Info("settings changed", "version", s.Version, "light", s.Light, "margin", s.Margin, "below", s.Below,
+		"rule", s.Rule, "choice", s.Choice, "period", s.Period)
+	if x.c.Keep != nil {
+		x.c.Keep(s)
+	}
+	x.publish(time.Now())
+	x.tell()
+}
+
+// Ask asks the peers for a report, because what is known of them is too old to act upon.
+// It is the answer to an event such as a request, and may be called for each: more than one
+// question in 100 ms is not sent.
+func (x *Exchange) Ask() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if now := time.Now(); now.Sub(x.asked) >= askPause {
+		x.asked = now
+		x.peers.ask()
 		signal(x.early)
 	}
 }
@@ -215,7 +313,11 @@ func signal(c chan<- struct{}) {
 // publish makes a new view. x.mu is held.
 func (x *Exchange) publish(now time.Time) {
 	x.stale = false
-	x.view.Store(x.peers.view(x.me, now))
+	me, s := x.me, &x.status
+	me.State, me.Load, me.Debit, me.Shed, me.Held, me.Unable = s.State, s.Load, s.Debit, s.Shed, s.Held, s.Unable
+	v := x.peers.view(me, now)
+	v.Settings = x.settings
+	x.view.Store(v)
 	signal(x.changed)
 }
 
@@ -241,11 +343,12 @@ func (x *Exchange) Run(ctx context.Context) error {
 // run sends what is due and watches for silence.
 func (x *Exchange) run(ctx context.Context, s *sender, received <-chan error) error {
 	var (
-		report = time.Now() // when the next one is due
-		last   time.Time    // when the latest was sent
-		views  = time.NewTicker(viewEvery)
-		timer  = time.NewTimer(0)
-		due    = report
+		due   = time.Now() // of the next regular report
+		early time.Time    // when one should go out before, or the zero time
+		last  time.Time    // when the latest was sent
+		wake  = due        // what timer is set to
+		views = time.NewTicker(viewEvery)
+		timer = time.NewTimer(0)
 	)
 	defer views.Stop()
 	defer timer.Stop()
@@ -259,45 +362,67 @@ func (x *Exchange) run(ctx context.Context, s *sender, received <-chan error) er
 			x.refresh()
 			continue
 		case <-x.early:
-			if at := last.Add(x.pause()); at.Before(report) {
-				report = at
-			}
+			early = last.Add(x.pause())
 		case <-timer.C:
-			x.silence(due)
+			x.silence(wake)
 		}
 		now := time.Now()
-		if !now.Before(report) {
-			s.report(now)
-			last, report = now, now.Add(jitter(x.c.Period))
+		regular := !now.Before(due)
+		if regular || !early.IsZero() && !now.Before(early) {
+			s.report(now, regular)
+			last, early = now, time.Time{}
+			due = x.next(now, due, regular)
 		}
-		due = x.due(report)
-		timer.Reset(time.Until(due))
+		wake = x.wake(due, early)
+		timer.Reset(time.Until(wake))
 	}
+}
+
+// next returns when the regular report after one at now is due. An early report does not
+// put it off, but the period may have become shorter.
+func (x *Exchange) next(now, due time.Time, regular bool) time.Time {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	period := x.settings.Period
+	if x.hasten > 0 {
+		period = x.before
+	}
+	next := now.Add(jitter(period))
+	if !regular {
+		return earlier(due, next)
+	}
+	x.hasten = max(0, x.hasten-1)
+	return next
+}
+
+// wake returns when there is something to do: a report, or a verdict on a silent peer.
+func (x *Exchange) wake(due, early time.Time) time.Time {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return earlier(earlier(due, early), x.peers.next())
+}
+
+// earlier returns the earlier of two times, of which b may be zero for never.
+func earlier(a, b time.Time) time.Time {
+	if b.IsZero() || a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // pause returns how long after a report an early one may follow.
 func (x *Exchange) pause() time.Duration {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.told.State == x.me.State && slices.Equal(x.told.Held, x.me.Held) {
-		return jumpPause
+	if x.told.says(&x.status) || x.peers.waiting() {
+		return earliest
 	}
-	return earliest
+	return jumpPause
 }
 
 // jitter varies d by a tenth, so that the nodes do not fall into step.
 func jitter(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
-}
-
-// due returns when there is something to do: a report, or a verdict on a silent peer.
-func (x *Exchange) due(report time.Time) time.Time {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if next := x.peers.next(); !next.IsZero() && next.Before(report) {
-		return next
-	}
-	return report
 }
 
 // silence looks for peers that have been silent for too long. This wake-up was due at
@@ -306,7 +431,7 @@ func (x *Exchange) silence(due time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	now := time.Now()
-	if late := now.Sub(due); late > max(10*time.Millisecond, x.c.Period/10) {
+	if late := now.Sub(due); late > max(10*time.Millisecond, x.settings.Period/10) {
 		x.counters.late.Add(1)
 		x.peers.forgive(late)
 		return
@@ -348,13 +473,20 @@ func (x *Exchange) hear(b []byte, byMulticast bool) {
 		return
 	}
 	x.counters.accepted.Add(1)
+	if s := r.settings; s.Version > x.settings.Version && s.Base == x.c.Document.Base {
+		x.follow(s)
+	}
+	if r.ask {
+		x.counters.asked.Add(1)
+		signal(x.early)
+	}
 	switch what {
 	case nothing:
 		x.stale = true
 		return
 	case joined:
 		x.c.Log.Info("peer online", "peer", p.ID, "addr", p.Address, "state", p.State)
-		signal(x.early) // it may know nothing of us
+		x.tell() // it may know nothing of us
 	case parted:
 		x.c.Log.Info("peer left", "peer", p.ID)
 	}

@@ -20,6 +20,8 @@ import (
 
 const period = 500 * time.Millisecond
 
+var document = balancing.Settings{Base: 77, Policy: balancing.DefaultPolicy, Period: period}
+
 // bus is a network in memory. What is lost on it, the test says.
 type bus struct {
 	mu    sync.Mutex
@@ -41,6 +43,13 @@ type wire struct {
 type sentence struct {
 	text        []byte
 	byMulticast bool
+}
+
+// lose says what is lost from now on.
+func (b *bus) lose(f func(from, to netip.Addr, byMulticast bool) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lost = f
 }
 
 func (b *bus) attach(at netip.Addr) *wire {
@@ -95,6 +104,7 @@ type lan struct {
 	ring *keys.Ring
 	list []Peer
 	mode Mode
+	edit func(*Config) // of the nodes started from now on
 	log  bytes.Buffer
 	to   *slog.Logger // writes to log
 }
@@ -127,12 +137,16 @@ type running struct {
 // start starts node i in its given incarnation, in state OK.
 func (l *lan) start(i int, incarnation uint64) *running {
 	l.t.Helper()
-	x, err := New(Config{
+	c := Config{
 		Self: l.list[i-1].ID, Address: hostOf(i), Incarnation: incarnation, Nodes: l.list,
 		Sealer: l.ring.Sealer(keys.LabelReport), Site: "test",
-		Period: period, OfflineAfter: 3, Exchange: Unicast,
+		Document: document, OfflineAfter: 3, Exchange: Unicast, Version: "v1", Internal: hostOf(100 + i),
 		Log: l.to,
-	})
+	}
+	if l.edit != nil {
+		l.edit(&c)
+	}
+	x, err := New(c)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -167,7 +181,7 @@ func settled(d time.Duration) {
 }
 
 func TestReportsMakeTheView(t *testing.T) {
-	for _, mode := range []Mode{Auto, Multicast, Unicast} {
+	for _, mode := range []Mode{Auto, Multicast, Unicast, Query} {
 		t.Run(mode.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newLAN(t, 3, mode)
@@ -176,11 +190,14 @@ func TestReportsMakeTheView(t *testing.T) {
 				defer n2.end()
 				defer n1.end()
 				vips := addrs("192.0.2.12", "2001:db8::12")
-				n2.Update(func(s *Status) { s.Load, s.Held = 42.5, vips })
+				n2.Update(func(s *Status) {
+					s.Load, s.Held, s.Debit, s.Shed, s.Unable = 42.5, vips, 3, 4, []balancing.RouteID{5, 6}
+				})
 				settled(period + period/5)
 				for _, x := range []*running{n1, n3} {
 					got := x.View().Node("n2")
-					if !got.Online || got.State != balancing.OK || got.Load != 42.5 || !slices.Equal(got.Held, vips) || got.Incarnation != 200 || got.Address != hostOf(2) {
+					if !got.Online || got.State != balancing.OK || got.Load != 42.5 || !slices.Equal(got.Held, vips) || got.Incarnation != 200 || got.Address != hostOf(2) ||
+						got.Debit != 3 || got.Shed != 4 || got.Able(6) || !got.Able(7) || got.Version != "v1" || got.Internal != hostOf(102) {
 						t.Errorf("%s sees %+v", x.c.Self, got)
 					}
 				}
@@ -224,6 +241,162 @@ func TestSilence(t *testing.T) {
 	})
 }
 
+// TestSettingsReachAll is the patent's re-setting of levels and period by a user, at run
+// time: on all nodes at once, and without a false verdict even if the period grows twenty
+// times and a report in three is lost.
+func TestSettingsReachAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rnd := rand.New(rand.NewPCG(9, 9))
+		l := newLAN(t, 3, Auto)
+		n1 := l.start(1, 1)
+		defer n1.end()
+		var kept balancing.Settings
+		l.edit = func(c *Config) { c.Keep = func(s balancing.Settings) { kept = s } }
+		n2 := l.start(2, 1)
+		defer n2.end()
+		l.edit = nil
+		settled(3 * period)
+		set, err := n1.Set(func(s *balancing.Settings) { s.Light, s.Rule = 65, balancing.Rotate })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n1.View().Settings != set {
+			t.Errorf("n1 itself has %+v, want %+v", n1.View().Settings, set)
+		}
+		settled(jumpPause + earliest)
+		if got := n2.View().Settings; got != set || got.Light != 65 || got.Margin != 20 || kept != set {
+			t.Errorf("n2 has %+v and kept %+v, want %+v", got, kept, set)
+		}
+		if _, err := n1.Set(func(s *balancing.Settings) { s.Light = 2000 }); err == nil || n1.View().Settings != set {
+			t.Errorf("out of bounds: error %v, settings %+v", err, n1.View().Settings)
+		}
+
+		n3 := l.start(3, 1) // comes later
+		defer n3.end()
+		settled(jumpPause + earliest)
+		if got := n3.View().Settings; got != set {
+			t.Errorf("n3, which came later, has %+v, want %+v", got, set)
+		}
+
+		// Of two changes the newest counts, wherever it was made.
+		newest, err := n2.Set(func(s *balancing.Settings) { s.Margin = 10 })
+		if err != nil || newest.Version <= set.Version || newest.Light != 65 {
+			t.Fatalf("second change: %+v, %v", newest, err)
+		}
+		settled(jumpPause + earliest)
+		if got := n1.View().Settings; got != newest {
+			t.Errorf("n1 has %+v, want the newest %+v", got, newest)
+		}
+
+		l.bus.lose(func(netip.Addr, netip.Addr, bool) bool { return rnd.Float64() < 0.3 })
+		silences := strings.Count(l.log.String(), `msg="peer silent"`)
+		if _, err := n1.Set(func(s *balancing.Settings) { s.Period = 10 * time.Second }); err != nil {
+			t.Fatal(err)
+		}
+		settled(9 * time.Second)
+		if got := strings.Count(l.log.String(), `msg="peer silent"`); got != silences {
+			t.Errorf("the longer period made %d verdicts", got-silences)
+		}
+		l.bus.lose(nil)
+		settled(30 * time.Second)
+		for _, x := range []*running{n1, n2, n3} {
+			for p := range x.View().Peers() {
+				if !p.Online || x.View().Settings.Period != 10*time.Second {
+					t.Errorf("%s: %s on-line is %v, period %v", x.c.Self, p.ID, p.Online, x.View().Settings.Period)
+				}
+			}
+		}
+		sent := n1.Counters().Sent
+		if _, err := n2.Reset(); err != nil {
+			t.Fatal(err)
+		}
+		settled(20 * period)
+		if got := n1.View().Settings; got.Policy != document.Policy || got.Period != period {
+			t.Errorf("after the reset n1 has %+v, want those of the document", got)
+		}
+		if got := n1.Counters().Sent - sent; got < 15 {
+			t.Errorf("%d datagrams in twenty of the shorter periods", got)
+		}
+	})
+}
+
+// TestSettingsOfAnotherDocument: a node whose document says something else does not follow
+// a change of what it never had.
+func TestSettingsOfAnotherDocument(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 2, Auto)
+		n1 := l.start(1, 1)
+		defer n1.end()
+		l.edit = func(c *Config) { c.Document.Base = 78 }
+		n2 := l.start(2, 1)
+		defer n2.end()
+		settled(3 * period)
+		if _, err := n1.Set(func(s *balancing.Settings) { s.Light = 65 }); err != nil {
+			t.Fatal(err)
+		}
+		settled(3 * period)
+		if got := n2.View().Settings; got.Version != 0 || got.Light != 50 {
+			t.Errorf("n2 follows %+v", got)
+		}
+	})
+}
+
+func TestSettingsAreTakenUpAgain(t *testing.T) {
+	c := Config{
+		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}}, Document: document, OfflineAfter: 3,
+		Exchange: Unicast, Log: slog.New(slog.DiscardHandler),
+	}
+	for name, test := range map[string]struct {
+		change func(*balancing.Settings)
+		want   balancing.Load
+	}{
+		"kept":                      {func(*balancing.Settings) {}, 65},
+		"the document was changed":  {func(s *balancing.Settings) { s.Base++ }, 50},
+		"damaged":                   {func(s *balancing.Settings) { s.Period = 1 }, 50},
+		"there is nothing to go on": {func(s *balancing.Settings) { *s = balancing.Settings{} }, 50},
+	} {
+		c.Changed = document
+		c.Changed.Version, c.Changed.Light = 9, 65
+		test.change(&c.Changed)
+		x, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := x.View().Settings.Light; got != test.want {
+			t.Errorf("%s: L1 is %v, want %v", name, got, test.want)
+		}
+	}
+}
+
+// TestAsking is the exchange by query and response, triggered by an event (patent, summary).
+func TestAsking(t *testing.T) {
+	for _, mode := range []Mode{Auto, Multicast, Unicast, Query} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLAN(t, 3, mode)
+			n1, n2, n3 := l.start(1, 1), l.start(2, 1), l.start(3, 1)
+			defer n1.end()
+			defer n2.end()
+			defer n3.end()
+			settled(period * 7 / 2)
+			n2.Update(func(s *Status) { s.Load = 10 }) // too little for an early report
+			asked, idle := n2.Counters().Asked, n3.Counters().Accepted
+			for range 50 {
+				n1.Ask()
+			}
+			settled(3 * earliest)
+			if got := n1.View().Node("n2").Load; got != 10 {
+				t.Errorf("%v: asked, n1 knows of load %v, want 10", mode, got)
+			}
+			if got := n2.Counters().Asked - asked; got != 1 {
+				t.Errorf("%v: n2 was asked %d times, want once", mode, got)
+			}
+			if got := n3.Counters().Accepted - idle; mode != Multicast && got > 2 {
+				t.Errorf("%v: n3, which did not ask, heard %d reports", mode, got)
+			}
+		})
+	}
+}
+
 func TestFarewell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLAN(t, 2, Auto)
@@ -264,7 +437,7 @@ func TestChangesAreReportedEarly(t *testing.T) {
 		// Early reports are bounded, whatever the node does.
 		settled(period)
 		before := n2.Counters().Sent
-		for i := range 1000 {
+		for i := range 1000 { // state by state
 			n2.Update(func(s *Status) { s.State = balancing.OK + balancing.State(i%2) })
 			settled(time.Millisecond)
 		}
@@ -415,7 +588,7 @@ func TestPeriodOfThePeerCounts(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	good := Config{
-		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}}, Period: period, OfflineAfter: 3,
+		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}}, Document: document, OfflineAfter: 3,
 		Exchange: Unicast, Log: slog.New(slog.DiscardHandler),
 	}
 	if _, err := New(good); err != nil {
@@ -423,8 +596,9 @@ func TestNewRefuses(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Config){
 		"itself unknown":    func(c *Config) { c.Self = "n2" },
-		"period":            func(c *Config) { c.Period = time.Minute },
-		"broken period":     func(c *Config) { c.Period += time.Microsecond },
+		"period":            func(c *Config) { c.Document.Period = time.Minute },
+		"broken period":     func(c *Config) { c.Document.Period += time.Microsecond },
+		"level":             func(c *Config) { c.Document.Light = -1 },
 		"one missed report": func(c *Config) { c.OfflineAfter = 1 },
 		"no interface":      func(c *Config) { c.Exchange, c.Interface = Multicast, "nosuch0" },
 		"no multicast":      func(c *Config) { c.Exchange, c.Interface = Multicast, "lo" },
@@ -447,7 +621,7 @@ func TestLossIsBorne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(3, 4))
 		l := newLAN(t, 3, Auto)
-		l.bus.lost = func(netip.Addr, netip.Addr, bool) bool { return rnd.Float64() < 0.3 }
+		l.bus.lose(func(netip.Addr, netip.Addr, bool) bool { return rnd.Float64() < 0.3 })
 		all := []*running{l.start(1, 1), l.start(2, 1), l.start(3, 1)}
 		for _, x := range all {
 			defer x.end()
@@ -477,7 +651,7 @@ func BenchmarkHear(b *testing.B) {
 		b.Fatal(err)
 	}
 	x, err := New(Config{
-		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}, {ID: "n2", Capacity: 1}}, Period: period,
+		Self: "n1", Address: hostOf(1), Nodes: []Peer{{ID: "n1", Capacity: 1}, {ID: "n2", Capacity: 1}}, Document: document,
 		OfflineAfter: 3, Exchange: Unicast, Log: slog.New(slog.DiscardHandler), Sealer: ring.Sealer(keys.LabelReport), Site: "test",
 	})
 	if err != nil {

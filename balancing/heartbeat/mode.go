@@ -14,9 +14,10 @@ const (
 	Auto      Mode = iota
 	Multicast      // multicast alone
 	Unicast        // a datagram to each known peer
+	Query          // the same, and each is asked for its report, which it gives at once
 )
 
-var modeNames = []string{Auto: "auto", Multicast: "multicast", Unicast: "unicast"}
+var modeNames = []string{Auto: "auto", Multicast: "multicast", Unicast: "unicast", Query: "query"}
 
 func (m Mode) String() string {
 	if int(m) >= len(modeNames) {
@@ -32,7 +33,7 @@ func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 func (m *Mode) UnmarshalText(b []byte) error {
 	i := slices.Index(modeNames, string(b))
 	if i < 0 {
-		return fmt.Errorf("%q is not a way of exchange: auto, multicast or unicast", b)
+		return fmt.Errorf("%q is not a way of exchange: auto, multicast, unicast or query", b)
 	}
 	*m = Mode(i)
 	return nil

@@ -14,8 +14,9 @@ import (
 // peers is what is known of the other nodes: one place for each node of the site
 // document, so its size is that of the site whatever comes in. It reads no clock.
 type peers struct {
-	after int // periods of silence that make a node off-line
-	list  []*peer
+	after   int  // periods of silence that make a node off-line
+	private bool // reports go over the internal network
+	list    []*peer
 }
 
 type peer struct {
@@ -24,9 +25,13 @@ type peer struct {
 	silent   time.Time // when it is off-line, if nothing is heard of it until then
 	left     bool      // it said farewell
 
-	// How reports have to be sent to it; see [Exchange.send].
+	// How reports have to be sent to it; see [peers.addressees].
+	reach     netip.Addr
 	multicast time.Time // when its multicast was last heard
 	deaf      time.Time // when it last said that it does not hear ours
+
+	asks bool // it has asked for a report
+	ask  bool // it is to be asked for one
 }
 
 // The errors of a report that is well sealed and well formed, but not accepted.
@@ -41,10 +46,12 @@ var (
 const maxSkew = 30 * time.Second
 
 func newPeers(c *Config) *peers {
-	p := &peers{after: c.OfflineAfter}
+	p := &peers{after: c.OfflineAfter, private: c.Local != c.Address}
 	for _, n := range c.Nodes {
 		if n.ID != c.Self {
-			p.list = append(p.list, &peer{Node: balancing.Node{ID: n.ID, Address: n.Address, Home: n.Home, Capacity: n.Capacity}})
+			x := &peer{Node: balancing.Node{ID: n.ID, Address: n.Address, Internal: n.Internal, Home: n.Home, Capacity: n.Capacity}}
+			x.reached(p.private)
+			p.list = append(p.list, x)
 		}
 	}
 	slices.SortFunc(p.list, func(a, b *peer) int { return cmp.Compare(a.ID, b.ID) })
@@ -80,13 +87,22 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 	case r.incarnation < x.Incarnation, r.incarnation == x.Incarnation && r.sequence <= x.sequence:
 		return x, nothing, errReplayed
 	}
-	was, wasHeld := x.State, x.Held
+	was := Status{State: x.State, Held: x.Held, Unable: x.Unable}
 	wasOnline := x.Online
 	x.Incarnation, x.sequence = r.incarnation, r.sequence
-	x.State, x.Load, x.Held, x.Heard = r.state, r.load, r.held, now
+	x.State, x.Load, x.Debit, x.Shed, x.Heard = r.state, r.load, r.debit, r.shed, now
+	x.Held, x.Unable, x.Version = r.held, r.unable, r.version
 	if r.address.IsValid() {
 		x.Address = r.address
 	}
+	if r.internal.IsValid() {
+		x.Internal = r.internal
+	}
+	if r.capacity > 0 {
+		x.Capacity = r.capacity
+	}
+	x.reached(p.private)
+	x.asks = x.asks || r.ask
 	if byMulticast {
 		x.multicast = now
 	}
@@ -101,10 +117,18 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 		return x, parted, nil
 	case x.Online && !wasOnline:
 		return x, joined, nil
-	case was != x.State || !slices.Equal(wasHeld, x.Held):
+	case was.says(&Status{State: x.State, Held: x.Held, Unable: x.Unable}):
 		return x, words, nil
 	}
 	return x, nothing, nil
+}
+
+// reached settles where reports to x go.
+func (x *peer) reached(private bool) {
+	x.reach = x.Address
+	if private {
+		x.reach = x.Internal
+	}
 }
 
 // expire marks those off-line that have been silent for too long at now, and returns
@@ -148,23 +172,38 @@ func (p *peers) view(me balancing.Node, now time.Time) *balancing.View {
 	return v
 }
 
-// unicast returns the peers that must be sent a datagram of their own at now, and for
-// each whether this node is deaf to its multicast. With multicast that is a peer that is
-// not heard by it, or says the same of us; within tells how long a word counts.
-func (p *peers) unicast(now time.Time, mode Mode, within time.Duration) (to []addressed) {
+// ask notes that each peer is to be asked for a report.
+func (p *peers) ask() {
 	for _, x := range p.list {
-		if !x.Address.IsValid() {
-			continue
-		}
-		deaf := now.Sub(x.multicast) > within
-		if mode == Unicast || mode == Auto && (deaf || now.Sub(x.deaf) <= within) {
-			to = append(to, addressed{x.Address, deaf && mode == Auto})
-		}
+		x.ask = true
 	}
-	return to
 }
 
+// waiting reports whether a peer waits for a report that it has asked for, or is to be
+// asked.
+func (p *peers) waiting() bool {
+	return slices.ContainsFunc(p.list, func(x *peer) bool { return x.asks || x.ask })
+}
+
+// addressed is a datagram to one peer.
 type addressed struct {
-	address netip.Addr
-	deaf    bool
+	to   netip.Addr
+	deaf bool // this node does not hear its multicast
+	ask  bool // it is asked for a report
+}
+
+// addressees returns the peers that must be sent a datagram of their own at now: those
+// that have asked, and those that are to be asked; and of a report for all those that
+// multicast does not reach, which is who is not heard by it, or says the same of us. How
+// long a word about that counts, within tells.
+func (p *peers) addressees(now time.Time, mode Mode, within time.Duration, all bool) (list []addressed) {
+	for _, x := range p.list {
+		a := addressed{to: x.reach, ask: x.ask, deaf: mode == Auto && now.Sub(x.multicast) > within}
+		apart := mode == Unicast || mode == Query || a.deaf || mode == Auto && now.Sub(x.deaf) <= within
+		if a.to.IsValid() && (x.ask || x.asks || all && apart) {
+			list = append(list, a)
+		}
+		x.ask, x.asks = false, false
+	}
+	return list
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"time"
+	"unicode/utf8"
 
 	"peerage/balancing"
 )
@@ -23,6 +24,14 @@ type report struct {
 	address     netip.Addr     // host address; the zero Addr if the sender does not tell
 	held        []netip.Addr
 	deaf        bool // the sender does not hear the receiver's multicast
+
+	internal    netip.Addr // address on the internal network; the zero Addr if it is not told
+	capacity    float64    // to the thousandth; 0 if it is not told
+	debit, shed balancing.Load
+	unable      []balancing.RouteID
+	version     string
+	settings    balancing.Settings // Version 0: none but those of the site document
+	ask         bool               // the receiver is asked for its own report, at once
 }
 
 // The plain text of a report is a version and then fields, in ascending order of their
@@ -46,6 +55,14 @@ const (
 	tagHeld4       = 9 // 4 octets an address
 	tagHeld6       = 10
 	tagDeaf        = 11 // no value
+	tagInternal    = 12
+	tagCapacity    = 13 // thousandths
+	tagDebit       = 14 // hundredths of a per cent
+	tagShed        = 15
+	tagUnable      = 16 // 4 octets a route
+	tagVersion     = 17
+	tagSettings    = 18 // see appendSettings
+	tagAsk         = 19 // no value
 
 	fieldHead = 3
 	needed    = 1<<tagNode | 1<<tagIncarnation | 1<<tagSequence | 1<<tagSent | 1<<tagPeriod | 1<<tagState | 1<<tagLoad
@@ -73,7 +90,65 @@ func (r *report) appendTo(b []byte) []byte {
 	if r.deaf {
 		b = field(b, tagDeaf, 0)
 	}
+	if r.internal.IsValid() {
+		b = append(field(b, tagInternal, r.internal.BitLen()/8), r.internal.AsSlice()...)
+	}
+	b = appendNumber(b, tagCapacity, scaled(r.capacity, 1000))
+	b = appendNumber(b, tagDebit, scaled(float64(r.debit), 100))
+	b = appendNumber(b, tagShed, scaled(float64(r.shed), 100))
+	if len(r.unable) > 0 {
+		b = field(b, tagUnable, 4*len(r.unable))
+		for _, id := range r.unable {
+			b = binary.BigEndian.AppendUint32(b, uint32(id))
+		}
+	}
+	if r.version != "" {
+		b = append(field(b, tagVersion, len(r.version)), r.version...)
+	}
+	if r.settings.Version > 0 {
+		b = appendSettings(field(b, tagSettings, settingsLength), &r.settings)
+	}
+	if r.ask {
+		b = field(b, tagAsk, 0)
+	}
 	return b
+}
+
+// appendNumber appends a number that need not be told if it is 0.
+func appendNumber(b []byte, tag byte, n uint32) []byte {
+	if n == 0 {
+		return b
+	}
+	return binary.BigEndian.AppendUint32(field(b, tag, 4), n)
+}
+
+// Settings travel as version (8) | base (4) | light, margin, below (4 each, hundredths of
+// a per cent) | rule (1) | choice (1) | period (4, milliseconds).
+const settingsLength = 30
+
+func appendSettings(b []byte, s *balancing.Settings) []byte {
+	b = binary.BigEndian.AppendUint64(b, s.Version)
+	b = binary.BigEndian.AppendUint32(b, s.Base)
+	for _, l := range []balancing.Load{s.Light, s.Margin, s.Below} {
+		b = binary.BigEndian.AppendUint32(b, hundredths(l))
+	}
+	b = append(b, byte(s.Rule), byte(s.Choice))
+	return binary.BigEndian.AppendUint32(b, uint32(s.Period.Milliseconds()))
+}
+
+func parseSettings(v []byte) (s balancing.Settings, err error) {
+	load := func(at int) balancing.Load { return balancing.Load(binary.BigEndian.Uint32(v[at:])) / 100 }
+	s.Version, s.Base = binary.BigEndian.Uint64(v), binary.BigEndian.Uint32(v[8:])
+	s.Light, s.Margin, s.Below = load(12), load(16), load(20)
+	s.Rule, s.Choice = balancing.Rule(v[24]), balancing.Choice(v[25])
+	s.Period = time.Duration(binary.BigEndian.Uint32(v[26:])) * time.Millisecond
+	if s.Version == 0 {
+		return s, errors.New("report: settings without a version")
+	}
+	if err := s.Check(); err != nil {
+		return s, fmt.Errorf("report: settings: %w", err)
+	}
+	return s, nil
 }
 
 func field(b []byte, tag byte, length int) []byte {
@@ -96,14 +171,17 @@ func appendHeld(b []byte, tag byte, held []netip.Addr, family func(netip.Addr) b
 	return b
 }
 
-// hundredths is the form in which a load travels. What cannot be is taken for no load,
-// what is too much for the most.
-func hundredths(l balancing.Load) uint32 {
-	h := math.Round(float64(l) * 100)
-	if !(h > 0) { // NaN as well
+// hundredths is the form in which a load travels.
+func hundredths(l balancing.Load) uint32 { return scaled(float64(l), 100) }
+
+// scaled returns x times scale. What cannot be is taken for nothing, what is too much for
+// the most.
+func scaled(x, scale float64) uint32 {
+	n := math.Round(x * scale)
+	if !(n > 0) { // NaN as well
 		return 0
 	}
-	return uint32(min(h, math.MaxUint32))
+	return uint32(min(n, math.MaxUint32))
 }
 
 var (
@@ -171,8 +249,8 @@ func (r *report) set(tag byte, v []byte) error {
 		r.sent = time.UnixMilli(int64(binary.BigEndian.Uint64(v)))
 	case tagPeriod:
 		r.period = time.Duration(binary.BigEndian.Uint32(v)) * time.Millisecond
-		if r.period < MinPeriod || r.period > MaxPeriod {
-			return fmt.Errorf("report: period %v, want %v to %v", r.period, MinPeriod, MaxPeriod)
+		if r.period < balancing.MinPeriod || r.period > balancing.MaxPeriod {
+			return fmt.Errorf("report: period %v, want %v to %v", r.period, balancing.MinPeriod, balancing.MaxPeriod)
 		}
 	case tagState:
 		r.state = balancing.State(v[0])
@@ -182,11 +260,33 @@ func (r *report) set(tag byte, v []byte) error {
 	case tagLoad:
 		r.load = balancing.Load(binary.BigEndian.Uint32(v)) / 100
 	case tagAddress:
-		a, ok := netip.AddrFromSlice(v)
-		if !ok || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() {
-			return errors.New("report: not a host address")
+		return hostAddress(&r.address, v)
+	case tagInternal:
+		return hostAddress(&r.internal, v)
+	case tagCapacity:
+		r.capacity = float64(binary.BigEndian.Uint32(v)) / 1000
+	case tagDebit:
+		r.debit = balancing.Load(binary.BigEndian.Uint32(v)) / 100
+	case tagShed:
+		r.shed = balancing.Load(binary.BigEndian.Uint32(v)) / 100
+	case tagUnable:
+		if len(v) == 0 || len(v)%4 != 0 || len(v)/4 > balancing.MaxUnable {
+			return errors.New("report: not a list of routes")
 		}
-		r.address = a
+		for ; len(v) > 0; v = v[4:] {
+			r.unable = append(r.unable, balancing.RouteID(binary.BigEndian.Uint32(v)))
+		}
+	case tagVersion:
+		if len(v) == 0 || len(v) > balancing.MaxVersion || !utf8.Valid(v) {
+			return errors.New("report: not the name of a version")
+		}
+		r.version = string(v)
+	case tagSettings:
+		s, err := parseSettings(v)
+		r.settings = s
+		return err
+	case tagAsk:
+		r.ask = true
 	case tagHeld4:
 		return r.hold(v, 4)
 	case tagHeld6:
@@ -197,7 +297,19 @@ func (r *report) set(tag byte, v []byte) error {
 	return nil
 }
 
-var fixedLength = map[byte]int{tagIncarnation: 8, tagSequence: 8, tagSent: 8, tagPeriod: 4, tagState: 1, tagLoad: 4, tagDeaf: 0}
+var fixedLength = map[byte]int{
+	tagIncarnation: 8, tagSequence: 8, tagSent: 8, tagPeriod: 4, tagState: 1, tagLoad: 4, tagDeaf: 0,
+	tagCapacity: 4, tagDebit: 4, tagShed: 4, tagSettings: settingsLength, tagAsk: 0,
+}
+
+func hostAddress(to *netip.Addr, v []byte) error {
+	a, ok := netip.AddrFromSlice(v)
+	if !ok || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() {
+		return errors.New("report: not a host address")
+	}
+	*to = a
+	return nil
+}
 
 func (r *report) hold(v []byte, size int) error {
 	if len(v) == 0 || len(v)%size != 0 || len(v)/size > balancing.MaxHeld {

@@ -16,50 +16,78 @@ type sender struct {
 	sealed   []byte
 }
 
-// report tells all peers what this node is now.
-func (s *sender) report(now time.Time) {
-	s.x.mu.Lock()
-	me := s.x.me
-	to := s.x.peers.unicast(now, s.x.mode, s.x.elderly)
-	s.x.told = Status{State: me.State, Load: me.Load, Held: me.Held}
-	s.x.mu.Unlock()
-	s.send(me, to, now)
+// report tells the peers what this node is now: all of them if the report is due or there
+// are news, else only those that have asked.
+func (s *sender) report(now time.Time, due bool) {
+	x := s.x
+	x.mu.Lock()
+	all := due || x.news
+	if due && x.mode == Query {
+		x.peers.ask()
+	}
+	r := x.compose(now)
+	to := x.peers.addressees(now, x.mode, x.within(), all)
+	if all {
+		x.told, x.news, x.light = x.status, false, x.status.Load <= x.settings.Light
+	}
+	x.mu.Unlock()
+	s.send(r, to, all)
 }
 
 // farewell says that this node leaves, twice: nobody would ask again.
 func (s *sender) farewell() {
-	now := time.Now()
-	s.x.mu.Lock()
-	me := s.x.me
-	me.State, me.Held = balancing.Leaving, nil
-	to := s.x.peers.unicast(now, s.x.mode, s.x.elderly)
-	s.x.mu.Unlock()
-	s.send(me, to, now)
-	s.send(me, to, now)
+	x := s.x
+	for range 2 {
+		now := time.Now()
+		x.mu.Lock()
+		r := x.compose(now)
+		r.state, r.held = balancing.Leaving, nil
+		to := x.peers.addressees(now, x.mode, x.within(), true)
+		x.mu.Unlock()
+		s.send(r, to, true)
+	}
 }
 
-func (s *sender) send(me balancing.Node, to []addressed, now time.Time) {
-	if s.x.mode != Unicast {
-		s.datagram(me, addressed{}, now)
+// compose writes the report of this node, but for what differs between datagrams. x.mu is
+// held.
+func (x *Exchange) compose(now time.Time) report {
+	s := &x.status
+	r := report{
+		node: x.me.ID, incarnation: x.me.Incarnation, sent: now, period: x.settings.Period,
+		state: s.State, load: s.Load, address: x.me.Address, held: s.Held, internal: x.me.Internal,
+		capacity: x.me.Capacity, debit: s.Debit, shed: s.Shed, unable: s.Unable, version: x.me.Version,
+	}
+	if x.settings.Version > 0 {
+		r.settings = x.settings
+	}
+	return r
+}
+
+// within returns how long a word about multicast counts. x.mu is held.
+func (x *Exchange) within() time.Duration {
+	return time.Duration(x.c.OfflineAfter) * max(x.settings.Period, x.before)
+}
+
+// send sends r to the group, if it is for all, and to those that need one of their own.
+func (s *sender) send(r report, to []addressed, all bool) {
+	if all && (s.x.mode == Auto || s.x.mode == Multicast) {
+		s.datagram(r, addressed{})
 	}
 	for _, a := range to {
-		s.datagram(me, a, now)
+		s.datagram(r, a)
 	}
 }
 
 // datagram sends one. Each has a sequence number of its own, so a peer that is reached by
 // two ways takes both for news.
-func (s *sender) datagram(me balancing.Node, to addressed, now time.Time) {
+func (s *sender) datagram(r report, a addressed) {
 	s.sequence++
-	r := report{
-		node: me.ID, incarnation: me.Incarnation, sequence: s.sequence, sent: now, period: s.x.c.Period,
-		state: me.State, load: me.Load, address: me.Address, held: me.Held, deaf: to.deaf,
-	}
+	r.sequence, r.deaf, r.ask = s.sequence, a.deaf, a.ask
 	s.plain = r.appendTo(s.plain[:0])
 	s.sealed = s.x.c.Sealer.Seal(s.sealed[:0], s.plain, s.x.site)
-	if err := s.t.send(s.sealed, to.address); err != nil {
+	if err := s.t.send(s.sealed, a.to); err != nil {
 		s.x.counters.failed.Add(1)
-		s.x.c.Log.Debug("report not sent", "to", text(to.address), "err", err)
+		s.x.c.Log.Debug("report not sent", "to", text(a.to), "err", err)
 		return
 	}
 	s.x.counters.sent.Add(1)

@@ -45,13 +45,13 @@ func openSockets(c *Config, mode Mode) (_ *sockets, err error) {
 			s.close()
 		}
 	}()
-	if s.host, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.Address, c.Port))); err != nil {
+	if s.host, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.Local, c.Port))); err != nil {
 		return nil, fmt.Errorf("open the socket of the reports: %w", err)
 	}
 	if err := s.host.SetReadBuffer(receiveBuffer); err != nil {
 		return nil, fmt.Errorf("open the socket of the reports: %w", err)
 	}
-	is6 := c.Address.Is6()
+	is6 := c.Local.Is6()
 	if is6 {
 		err = ipv6.NewConn(s.host).SetTrafficClass(classCS6)
 	} else {
@@ -60,7 +60,7 @@ func openSockets(c *Config, mode Mode) (_ *sockets, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("set the class of the reports: %w", err)
 	}
-	if mode == Unicast {
+	if mode == Unicast || mode == Query {
 		return s, nil
 	}
 	s.group = c.Group

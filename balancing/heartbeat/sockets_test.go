@@ -48,7 +48,7 @@ func TestSockets(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := Config{
-				Incarnation: 1, Sealer: ring.Sealer(keys.LabelReport), Site: "test", Period: period, OfflineAfter: 3, Port: 7947,
+				Incarnation: 1, Sealer: ring.Sealer(keys.LabelReport), Site: "test", Document: document, OfflineAfter: 3, Port: 7947,
 				Exchange: test.mode, Interface: test.link, Log: slog.New(slog.DiscardHandler),
 			}
 			if test.group != "" {

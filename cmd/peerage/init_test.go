@@ -119,7 +119,7 @@ func TestInit(t *testing.T) {
 	document := filepath.Join(data, "site.yaml")
 
 	for path, mode := range map[string]fs.FileMode{
-		config: 0o644, filepath.Join(dir, "etc", "ca.pem"): 0o644, document: 0o600,
+		config: 0o644, filepath.Join(dir, "etc", "ca.pem"): 0o644, document: 0o644,
 		filepath.Join(data, "site.key"): 0o600, filepath.Join(data, "ca.sealed"): 0o600, filepath.Join(data, "www", "index.html"): 0o644,
 	} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != mode {

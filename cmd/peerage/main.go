@@ -14,16 +14,18 @@ import (
 	"github.com/alecthomas/kong"
 
 	"peerage/appliance/demo"
+	"peerage/appliance/site"
 )
 
 type cli struct {
-	Demo    demoCmd    `cmd:"" help:"Run a whole site on loopback: no privileges, no configuration."`
-	Init    initCmd    `cmd:"" help:"Set up the first node of a new site."`
-	Run     runCmd     `cmd:"" help:"Run this node until SIGTERM or Ctrl-C."`
-	Status  statusCmd  `cmd:"" help:"Show the nodes, their load, and who answers for which VIP."`
-	Site    siteCmd    `cmd:"" help:"Check, show and explain the site document."`
-	Sim     simCmd     `cmd:"" help:"Simulate a site, and compare ways to balance it."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Demo      demoCmd      `cmd:"" help:"Run a whole site on loopback: no privileges, no configuration."`
+	Init      initCmd      `cmd:"" help:"Set up the first node of a new site."`
+	Run       runCmd       `cmd:"" help:"Run this node until SIGTERM or Ctrl-C."`
+	Status    statusCmd    `cmd:"" help:"Show the nodes, their load, and who answers for which VIP."`
+	Site      siteCmd      `cmd:"" help:"Check, show and explain the site document."`
+	Balancing balancingCmd `cmd:"" help:"Show and change how the site balances, while it runs."`
+	Sim       simCmd       `cmd:"" help:"Simulate a site, and compare ways to balance it."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 // wrongUse is an error that the caller can mend by typing something else.
@@ -64,6 +66,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	err = k.Run()
 	if err == nil {
 		return 0
+	}
+	if problems, ok := errors.AsType[site.Problems](err); ok {
+		fmt.Fprintln(stderr, problems) // each line begins with its place, for editors
+		return 1
 	}
 	fmt.Fprintln(stderr, "peerage:", err)
 	if _, ok := errors.AsType[wrongUse](err); ok {

@@ -72,18 +72,24 @@ func (c statusCmd) Run(ctx context.Context, s *streams) error {
 	}
 }
 
-// readStatus asks the first node that answers of those that dir, or the absence of it,
-// names.
+// readStatus asks the node that [findNode] finds.
 func readStatus(ctx context.Context, dir string) (*node.Status, error) {
+	found, err := findNode(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return node.ReadStatus(ctx, found)
+}
+
+// findNode returns the data directory of the first node that answers of those that dir,
+// or the absence of it, names.
+func findNode(ctx context.Context, dir string) (string, error) {
 	dirs := []string{dir}
-	switch {
-	case dir == "":
-		const usual = "/var/lib/peerage"
-		dirs = []string{usual}
-		if d := demo.Latest(); d != "" {
-			dirs = append(dirs, nodesOf(d)...)
-		}
-	default:
+	if dir == "" {
+		dirs = []string{usualData}
+		dir = demo.Latest()
+	}
+	if dir != "" {
 		dirs = append(dirs, nodesOf(dir)...)
 	}
 	var first error
@@ -92,19 +98,19 @@ func readStatus(ctx context.Context, dir string) (*node.Status, error) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		st, err := node.ReadStatus(ctx, d)
+		_, err := node.ReadSettings(ctx, d)
 		cancel()
 		if err == nil {
-			return st, nil
+			return d, nil
 		}
 		if first == nil {
 			first = err
 		}
 	}
 	if first == nil {
-		first = fmt.Errorf("no node runs in %s; start one with 'peerage run' or 'peerage demo', or name its directory with --dir", strings.Join(dirs[:1], ", "))
+		first = fmt.Errorf("no node runs in %s; start one with 'peerage run' or 'peerage demo', or name its directory with --dir", dirs[0])
 	}
-	return nil, first
+	return "", first
 }
 
 // nodesOf returns the directories of a demo's nodes below dir.
@@ -142,6 +148,11 @@ func printStatus(w io.Writer, st *node.Status) {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", v.Address, v.Home, holder)
 	}
 	t.Flush()
+	if st.Guard != nil {
+		for _, a := range st.Guard.Amiss {
+			fmt.Fprintf(w, "\n%s is degraded: %s\n", st.Node, a)
+		}
+	}
 }
 
 func text(a interface{ IsValid() bool }) string {
