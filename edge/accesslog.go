@@ -27,13 +27,15 @@ type recorder struct {
 	bytes   int64
 	flushed bool
 	out     pace
-	body    *patientBody // nil without a body, or if nobody wants it
+	body    *patientBody // nil without a body
 }
 
-// start makes w record the answer to r.
-func (rec *recorder) start(w http.ResponseWriter, r *http.Request) {
-	rec.ResponseWriter, rec.rc = w, *http.NewResponseController(w)
-	rec.out.proto, rec.out.rc, rec.out.set = r.ProtoMajor, &rec.rc, (*http.ResponseController).SetWriteDeadline
+// start makes w record the answer to r. It returns r with a body that does not wait for
+// ever for the client either.
+func (w *recorder) start(to http.ResponseWriter, r *http.Request) *http.Request {
+	w.ResponseWriter, w.rc = to, *http.NewResponseController(to)
+	w.out.proto, w.out.rc, w.out.set = r.ProtoMajor, &w.rc, (*http.ResponseController).SetWriteDeadline
+	return w.patient(r)
 }
 
 func (w *recorder) WriteHeader(status int) {
@@ -82,7 +84,7 @@ func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.status == 0 {
 		w.head(http.StatusSwitchingProtocols)
 	}
-	w.out.finish(false)
+	w.out.finish()
 	return w.rc.Hijack()
 }
 
@@ -100,11 +102,12 @@ func (w *recorder) FlushError() error {
 // Unwrap lets http.ResponseController find the rest.
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// finish is called when the handler returns.
+// finish is called when the handler returns. It leaves a deadline for net/http to send
+// what is buffered; for the rest of an unread body there is one already.
 func (w *recorder) finish() {
-	w.out.finish(true)
+	w.out.last()
 	if w.body != nil {
-		w.body.pace.finish(w.out.proto == 1 && !w.body.ends.Load())
+		w.body.pace.finish()
 	}
 }
 

@@ -172,7 +172,7 @@ func TestRunEndsAllItStarted(t *testing.T) {
 	})
 	for _, n := range c.nodes {
 		short := *n.site.Load()
-		short.Grace = 2 * time.Second
+		short.Grace = 4 * time.Second
 		n.SetSite(&short)
 	}
 	pinned := c.pin(t, "b")
@@ -189,6 +189,11 @@ func TestRunEndsAllItStarted(t *testing.T) {
 	}
 	n := c.nodes["a"]
 	eventually(t, func() bool { return len(n.Listening()) == 0 }, func() string { return "still listening" })
+	<-time.After(goAwayTime + 200*time.Millisecond) // clients of HTTP/3 are not hurried
+	io.WriteString(here, "still there\n")
+	if got, err := fromHere.ReadString('\n'); got != "still there\n" {
+		t.Errorf("tunnel within the grace: %q, %v", got, err)
+	}
 	close(g.open)
 	for i, proto := range protocols {
 		if o := receive(t, slow[i], "an answer"); o.err != nil || o.StatusCode != 200 {
@@ -202,7 +207,7 @@ func TestRunEndsAllItStarted(t *testing.T) {
 		n.cancel = nil
 	}
 	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("Run took %v to end with a grace of 2 s", took)
+		t.Errorf("Run took %v to end with a grace of 4 s", took)
 	}
 	for what, br := range map[string]io.Reader{"relayed": fromRelay, "local": fromHere} {
 		if _, err := io.ReadAll(br); errors.Is(err, os.ErrDeadlineExceeded) {
@@ -303,6 +308,15 @@ func TestQUICLoadIsBounded(t *testing.T) {
 		return err
 	}
 	load := &e.quic.load
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	client := newClient("h3", vip, c.ca.pool)
+	defer closeClient(client)
+	r, _ := http.NewRequestWithContext(ctx, "GET", at("", "/"), nil)
+	if _, err := client.RoundTrip(r); err != nil || load.conns.Load() != 1 || load.handshakes.Load() != 0 {
+		t.Errorf("%v; %d connections, %d handshakes; want 1 and 0", err, load.conns.Load(), load.handshakes.Load())
+	}
+	closeClient(client)
 	if e.quic.tr.VerifySourceAddress(nil) {
 		t.Error("clients of an idle node must prove their address")
 	}

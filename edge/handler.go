@@ -47,7 +47,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, from balancing.N
 	}
 	x, rec := &both.x, &both.rec
 	x.site, x.view, x.relayed = s.site.Load(), s.c.View(), from
-	rec.start(w, r)
+	r = rec.start(w, r)
 	defer rec.finish()
 	defer func() { s.logged(rec, r, x, start) }()
 	defer s.survive(rec)
@@ -248,7 +248,7 @@ func (s *Server) serveHere(rec *recorder, r *http.Request, x *exchange) {
 	if x.decision.PinLost {
 		r.Header.Set("X-Pin-Lost", x.state.Name)
 	}
-	x.site.Origins[x.rule.Index].ServeHTTP(rec, rec.patient(r))
+	x.site.Origins[x.rule.Index].ServeHTTP(rec, r)
 	if rec.status == 0 && r.Context().Err() == nil {
 		rec.WriteHeader(http.StatusOK) // as net/http would, but through before
 	}

@@ -66,28 +66,24 @@ func (p *pace) cut() {
 	}
 }
 
-// disarm takes the deadline away.
-func (p *pace) disarm() {
+// finish is called when the handler returns, or gives the connection away.
+func (p *pace) finish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.over && !p.armed.IsZero() {
-		p.armed = time.Time{}
-		p.set(p.rc, time.Time{})
-	}
-}
-
-// finish is called when the handler returns. With rest, it leaves a deadline for what
-// net/http still has to do by itself: to send what is buffered, to read what is left.
-func (p *pace) finish(rest bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if rest {
-		p.arm()
-	}
 	p.over = true
 	if p.timer != nil {
 		p.timer.Stop()
 	}
+}
+
+// last is finish, with the deadline put off once more.
+func (p *pace) last() {
+	p.mu.Lock()
+	if !p.over {
+		p.arm()
+	}
+	p.mu.Unlock()
+	p.finish()
 }
 
 // patientBody is the body of a request whose client may not keep its reader waiting.
@@ -117,14 +113,16 @@ func (w *recorder) patient(r *http.Request) *http.Request {
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
+	if b.ends.Load() {
+		// From here on net/http reads the connection, with no deadline, to notice
+		// when the client goes away.
+		return b.ReadCloser.Read(p)
+	}
 	b.pace.begin()
 	n, err := b.ReadCloser.Read(p)
 	b.pace.end()
 	if err != nil {
 		b.ends.Store(true)
-	}
-	if err == io.EOF {
-		b.pace.disarm() // net/http goes on reading, to notice when the client goes away
 	}
 	return n, err
 }

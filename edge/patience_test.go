@@ -34,6 +34,8 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		{"a body that stops", tell, head + "\r\nabc", "", patience},
 		{"a body that drips", tell, head + "\r\nabc", "abc", 5*50*time.Second + patience},
 		{"a body that nobody wants", ignore, head + "\r\nabc", "", patience},
+		{"a body that nobody wants, and a long answer", ignoreAtLength, head + "\r\nabc", "", patience},
+		{"a body for somebody else", tell, "POST / HTTP/1.1\r\nHost: x.example\r\nContent-Length: 1000\r\n\r\nabc", "", patience},
 		{"a body that is expected and does not come", tell, head + "Expect: 100-continue\r\n\r\n", "", patience},
 	} {
 		t.Run(k.what, func(t *testing.T) {
@@ -122,6 +124,8 @@ func TestHTTP2StreamIsCutOffAlone(t *testing.T) {
 func TestQuietOriginIsNotCutOff(t *testing.T) {
 	quiet := func(_ balancing.NodeID, w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
+		time.Sleep(2 * time.Second)
+		r.Body.Read(make([]byte, 1)) // some look whether there really is no more
 		for range 3 {
 			time.Sleep(5 * patience)
 			if r.Context().Err() != nil {
@@ -168,8 +172,43 @@ func TestQuietOriginIsNotCutOff(t *testing.T) {
 	}
 }
 
+// RFC 9110 10.1.1: the client that waits for 100 (Continue) gets it, or the answer.
+func TestExpectedBody(t *testing.T) {
+	const head = "POST / HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+	synctest.Test(t, func(t *testing.T) {
+		conn := pipeTo(t, tell)
+		br := bufio.NewReader(conn)
+		for range 2 {
+			for _, k := range []struct {
+				say    string
+				status int
+			}{{head, 100}, {"abc", 200}} {
+				io.WriteString(conn, k.say)
+				resp, err := http.ReadResponse(br, nil)
+				if err != nil || resp.StatusCode != k.status {
+					t.Fatalf("after %q: %v, %v; want %d", k.say, resp, err, k.status)
+				}
+				io.Copy(io.Discard, resp.Body)
+			}
+			time.Sleep(patience + time.Second) // the deadlines of the first request are over
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		conn, began := pipeTo(t, ignore), time.Now()
+		io.WriteString(conn, head)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != 200 || time.Since(began) > 0 {
+			t.Errorf("body that nobody wants: %v, %v after %v; want 200 at once", resp, err, time.Since(began))
+		}
+	})
+}
+
 // ignore is an origin that does not read what it is sent.
 func ignore(_ balancing.NodeID, w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "no") }
+
+func ignoreAtLength(_ balancing.NodeID, w http.ResponseWriter, _ *http.Request) {
+	w.Write(make([]byte, 64<<10))
+}
 
 // pipeTo returns a plain connection to the HTTPS server of a node.
 func pipeTo(t *testing.T, o origin) net.Conn {

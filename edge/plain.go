@@ -6,8 +6,8 @@ import "net/http"
 // move is permanent and the same for every node, so it may be remembered (308).
 func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 	s.counters.plain.Add(1)
-	rec := new(recorder)
-	rec.start(w, r)
+	rec := &recorder{ResponseWriter: w}
+	rec.out.finish() // this server has timeouts for the whole of a request
 	x := &exchange{site: s.site.Load(), view: s.c.View()}
 	if err := s.accept(r, x); err != nil {
 		status, why := refusal(err)

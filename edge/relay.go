@@ -93,7 +93,7 @@ func (s *Server) relayTo(rec *recorder, r *http.Request, x *exchange) {
 	}
 	rec.before = func(status int, h http.Header) { s.ownHeaders(h, status, r, x) }
 	ctx := context.WithValue(r.Context(), relayPeer{}, peer)
-	s.relay.proxy.ServeHTTP(rec, rec.patient(r.WithContext(ctx)))
+	s.relay.proxy.ServeHTTP(rec, r.WithContext(ctx))
 }
 
 // RoundTrip sends r over the link to the peer in its context.
