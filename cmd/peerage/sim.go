@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ type simCmd struct {
 
 	Light    *float64          `placeholder:"PERCENT" help:"First level L1 of the rule."`
 	Margin   *float64          `placeholder:"POINTS" help:"Second level L2 of the rule."`
+	Below    *float64          `placeholder:"PERCENT" help:"Level of rule below, up to which a peer is given work."`
 	Choice   *balancing.Choice `placeholder:"CHOICE" help:"Target of the damped rule: headroom or least."`
 	Cooldown *time.Duration    `placeholder:"TIME" help:"For how long a redirected client is left alone; 0 for the letter of the patent."`
 	Period   *time.Duration    `placeholder:"TIME" help:"Between two reports of a node."`
@@ -78,6 +80,7 @@ func (c simCmd) Run(ctx context.Context, s *streams) error {
 		methods = []string{"ideal", "split", "dns", "patent", "damped", "damped+dns", "damped+dns+relay"}
 	}
 	loads := c.Sweep
+	slices.Sort(loads)
 	if len(loads) == 0 {
 		loads = []float64{scenario.Load}
 	}
@@ -147,6 +150,9 @@ func (c simCmd) scenario() (sim.Scenario, error) {
 	}
 	if c.Margin != nil {
 		s.Policy.Margin = balancing.Load(*c.Margin)
+	}
+	if c.Below != nil {
+		s.Policy.Below = balancing.Load(*c.Below)
 	}
 	set(&s.Policy.Choice, c.Choice)
 	set(&s.Cooldown, c.Cooldown)
