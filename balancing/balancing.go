@@ -124,7 +124,8 @@ type Node struct {
 	Held        []netip.Addr `json:"held"`             // VIPs that it answers for
 	Unable      []RouteID    `json:"unable,omitempty"` // routes that it cannot serve just now
 	Version     string       `json:"version,omitempty"`
-	Heard       time.Time    `json:"heard"` // when the report came in, by the clock of the view's owner
+	ByMulticast bool         `json:"by_multicast"` // its reports come by multicast, not by unicast
+	Heard       time.Time    `json:"heard"`        // when the report came in, by the clock of the view's owner
 }
 
 // Serves reports whether n may be given work: on-line and well (S207).

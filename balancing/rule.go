@@ -1,6 +1,7 @@
 package balancing
 
 import (
+	"cmp"
 	"iter"
 	"math"
 	"slices"
@@ -89,7 +90,8 @@ type lighter struct {
 	me     *Node
 	route  RouteID
 	only   []NodeID // nil for all
-	credit []Load   // by place; nil for no books
+	credit []Load   // by place, each times worth; nil for no books
+	worth  Load
 	limit  Load
 }
 
@@ -100,7 +102,7 @@ func (l *lighter) load(i int, n *Node) (Load, bool) {
 		return 0, false
 	}
 	if i < len(l.credit) {
-		return n.Load + l.credit[i], true
+		return n.Load + l.credit[i]*l.worth, true
 	}
 	return n.Load, true
 }
@@ -154,7 +156,7 @@ func (p Policy) byLoad(v *View, me *Node, r *Request) Decision {
 	case leaving:
 		l.limit = Load(math.Inf(1)) // any peer is better than a node that goes
 	case damped:
-		l.credit = r.Books.Credit
+		l.credit, l.worth = r.Books.Credit, cmp.Or(r.Books.Worth, 1)
 	case p.Rule == Below:
 		l.limit = p.Below
 	}

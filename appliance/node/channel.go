@@ -123,11 +123,11 @@ func (c *channel) siteKey() (*keys.Ring, error) {
 	if err := c.receive(&m); err != nil {
 		return nil, fmt.Errorf("site key from the guard: %w", err)
 	}
-	key, err := keys.Parse(m.SiteKey)
+	ring, err := keys.ParseRing(m.SiteKey)
 	if err != nil {
 		return nil, fmt.Errorf("site key from the guard: %w", err)
 	}
-	return keys.NewRing(key)
+	return ring, nil
 }
 
 func (c *channel) close() { c.conn.Close() }

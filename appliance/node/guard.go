@@ -31,7 +31,7 @@ import (
 type guard struct {
 	nodeFile *site.NodeFile
 	document *site.Document
-	key      keys.Key
+	ring     *keys.Ring
 	command  func() *exec.Cmd // starts the server
 	log      *slog.Logger
 
@@ -55,11 +55,7 @@ const (
 	restartMost  = 5 * time.Second
 )
 
-func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, key keys.Key, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
-	ring, err := keys.NewRing(key)
-	if err != nil {
-		return nil, err
-	}
+func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, ring *keys.Ring, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
 	now := time.Now()
 	incarnation, err := dir.NextIncarnation(now)
 	if err != nil {
@@ -70,7 +66,7 @@ func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, key keys.Ke
 		return nil, err
 	}
 	g := &guard{
-		nodeFile: nf, document: doc, key: key, command: command, log: log, dir: dir, started: now,
+		nodeFile: nf, document: doc, ring: ring, command: command, log: log, dir: dir, started: now,
 		keep: make(chan balancing.Settings, 1),
 	}
 	c := heartbeatConfig(nf, doc, ring, log)
@@ -252,11 +248,14 @@ func (g *guard) judge(now time.Time) {
 	was := f.current
 	next := f.judge(now, homeHeldByOthers(v))
 	if next != was {
+		if was == balancing.Joining && atWork(v) {
+			f.serves = now
+		}
 		g.log.Info("state", "state", next, "amiss", f.amiss(now))
 	}
-	t := f.told
+	t, load := f.told, f.load(now, v.Settings.Light-v.Settings.Margin)
 	g.exchange.Update(func(s *heartbeat.Status) {
-		s.State, s.Load, s.Debit, s.Shed, s.Unable = next, t.Load, t.Debit, t.Shed, t.Unable
+		s.State, s.Load, s.Debit, s.Shed, s.Unable = next, load, t.Debit, t.Shed, t.Unable
 	})
 }
 
@@ -323,7 +322,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 	g.log.Info("server started", "pid", cmd.Process.Pid)
 	// The file of the key may be closed to the server's user. If this fails the server
 	// is gone, and listen will see it.
-	ours.send(toServer{SiteKey: g.key.Reveal()})
+	ours.send(toServer{SiteKey: g.ring.Reveal()})
 	g.mu.Lock()
 	g.server = ours
 	g.mu.Unlock()

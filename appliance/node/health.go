@@ -20,6 +20,7 @@ type facts struct {
 	clock   time.Time       // when a peer's report was last refused for its clock
 	refused uint64          // such reports so far
 	well    time.Time       // since when the tokens have come without a gap
+	serves  time.Time       // when it began to serve after its peers did; zero if they began together
 	leaving bool
 }
 
@@ -75,6 +76,30 @@ func (f *facts) amiss(now time.Time) []string {
 		all = append(all, "the clock differs from that of a peer by more than 30 s")
 	}
 	return all
+}
+
+// slowStart is how long a node that returns to a site at work seems busier than it is, so
+// that its peers do not send it all their excess at once.
+const slowStart = 10 * time.Second
+
+// load returns the load to report at now. A node that returns reports no less than what
+// falls from first to nothing over [slowStart].
+func (f *facts) load(now time.Time, first balancing.Load) balancing.Load {
+	since := now.Sub(f.serves)
+	if f.serves.IsZero() || since >= slowStart {
+		return f.told.Load
+	}
+	return max(f.told.Load, first*balancing.Load(1-since.Seconds()/slowStart.Seconds()))
+}
+
+// atWork reports whether a peer serves already.
+func atWork(v *balancing.View) bool {
+	for p := range v.Peers() {
+		if p.Serves() {
+			return true
+		}
+	}
+	return false
 }
 
 // homeHeldByOthers reports whether a peer holds a VIP that belongs to the view's owner.

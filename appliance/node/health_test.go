@@ -102,6 +102,26 @@ func TestStateOfANode(t *testing.T) {
 	}
 }
 
+func TestSlowStart(t *testing.T) {
+	now := time.Unix(1000, 0)
+	f := facts{told: token{Load: 12}}
+	for _, c := range []struct {
+		serves time.Duration // ago; negative for never
+		want   balancing.Load
+	}{{-1, 12}, {0, 30}, {5 * time.Second, 15}, {8 * time.Second, 12}, {time.Minute, 12}} {
+		f.serves = now.Add(-c.serves)
+		if c.serves < 0 {
+			f.serves = time.Time{}
+		}
+		if got := f.load(now, 30); got != c.want {
+			t.Errorf("%v after it began: %v, want %v", c.serves, got, c.want)
+		}
+	}
+	if got := f.load(now, -20); got != 12 {
+		t.Errorf("with a margin above L1: %v, want 12", got)
+	}
+}
+
 func TestHomeHeldByOthers(t *testing.T) {
 	vip := netip.MustParseAddr("192.0.2.11")
 	view := func(online bool, held ...netip.Addr) *balancing.View {

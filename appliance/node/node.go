@@ -39,7 +39,7 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 	if problems := doc.CheckInterfaces(nets); len(problems) > 0 {
 		return problems
 	}
-	key, err := state.ReadSiteKey(nf.SiteKeyFile)
+	ring, err := state.ReadSiteKey(nf.SiteKeyFile)
 	if err != nil {
 		return err
 	}
@@ -48,6 +48,9 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 		return err
 	}
 	defer dir.Close()
+	if err := dir.ResealCA(ring); err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -68,7 +71,7 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 		return cmd
 	}
 	log = log.With("node", nf.Name)
-	g, err := newGuard(nf, doc, dir, key, command, log)
+	g, err := newGuard(nf, doc, dir, ring, command, log)
 	if err != nil {
 		return err
 	}

@@ -82,11 +82,10 @@ func TestWriteMakesAllThatANodeStartsFrom(t *testing.T) {
 	if _, err := site.LoadDocument(nf.SiteFile); err != nil {
 		t.Error(err)
 	}
-	key, err := state.ReadSiteKey(nf.SiteKeyFile)
-	if err != nil || !key.Equal(f.Key) {
-		t.Fatalf("site key: %v", err)
+	ring, err := state.ReadSiteKey(nf.SiteKeyFile)
+	if err == nil && ring.Reveal() != f.Key.Reveal()+"\n" {
+		t.Error("the site key that was written is another")
 	}
-	ring, err := keys.NewRing(key)
 	if err != nil {
 		t.Fatal(err)
 	}

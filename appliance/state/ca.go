@@ -49,6 +49,19 @@ func LoadCA(dataDir string, ring *keys.Ring) (*certs.CA, error) {
 	return ca, nil
 }
 
+// ResealCA seals the local CA anew if the site changes over to a new key, so that the old
+// one can be taken away afterwards.
+func (d *Dir) ResealCA(ring *keys.Ring) error {
+	if !ring.Changing() {
+		return nil
+	}
+	ca, err := LoadCA(d.root.Name(), ring)
+	if err != nil {
+		return err
+	}
+	return replace(d.root, CAFile, formatCA(ca, ring), 0o600)
+}
+
 func formatCA(ca *certs.CA, ring *keys.Ring) []byte {
 	cert := ca.CertPEM()
 	sealed := ring.Sealer(keys.LabelCA).Seal(nil, ca.MarshalKey(), cert)

@@ -150,3 +150,40 @@ func FuzzCA(f *testing.F) {
 		}
 	})
 }
+
+// TestCAChangesOver: a new site key is put above the old one, and later the old one is
+// taken away.
+func TestCAChangesOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	d, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	older, newer := keys.Generate(), keys.Generate()
+	ring := func(newest keys.Key, older ...keys.Key) *keys.Ring {
+		r, err := keys.NewRing(newest, older...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	ca, err := certs.NewCA("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SaveCA(ca, ring(older)); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*keys.Ring{ring(older), ring(newer, older), ring(newer)} {
+		if err := d.ResealCA(r); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := LoadCA(path, r); err != nil || got.String() != ca.String() {
+			t.Errorf("%v, %v, want the same CA", got, err)
+		}
+	}
+	if _, err := LoadCA(path, ring(older)); err == nil {
+		t.Error("the old key still opens it")
+	}
+}

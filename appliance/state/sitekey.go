@@ -9,28 +9,29 @@ import (
 	"peerage/balancing/keys"
 )
 
-// ReadSiteKey reads a site key from its file, which may lie anywhere. A file that anyone
-// but its owner can read is refused.
-func ReadSiteKey(path string) (keys.Key, error) {
-	k, err := readSiteKey(path)
+// ReadSiteKey reads the site key from its file, which may lie anywhere; while the site
+// changes over, the new key and below it the old one. A file that anyone but its owner can
+// read is refused.
+func ReadSiteKey(path string) (*keys.Ring, error) {
+	r, err := readSiteKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: 'peerage init' makes it for the first node, every other node needs a copy", err)
 	}
 	if err != nil {
-		return keys.Key{}, fmt.Errorf("read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	return k, nil
+	return r, nil
 }
 
-func readSiteKey(path string) (keys.Key, error) {
+func readSiteKey(path string) (*keys.Ring, error) {
 	b, info, err := read(os.OpenFile(path, readOnly, 0))
 	if err != nil {
-		return keys.Key{}, err
+		return nil, err
 	}
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return keys.Key{}, fmt.Errorf("others may read it (mode %#o): take that away with 'chmod 600 %s'; if they may have done so, the site needs a new key", perm, path)
+		return nil, fmt.Errorf("others may read it (mode %#o): take that away with 'chmod 600 %s'; if they may have done so, the site needs a new key", perm, path)
 	}
-	return keys.Parse(string(b))
+	return keys.ParseRing(string(b))
 }
 
 // WriteSiteKey writes a new file for a site key, for its owner alone. What is there

@@ -197,7 +197,7 @@ func TestReportsMakeTheView(t *testing.T) {
 				for _, x := range []*running{n1, n3} {
 					got := x.View().Node("n2")
 					if !got.Online || got.State != balancing.OK || got.Load != 42.5 || !slices.Equal(got.Held, vips) || got.Incarnation != 200 || got.Address != hostOf(2) ||
-						got.Debit != 3 || got.Shed != 4 || got.Able(6) || !got.Able(7) || got.Version != "v1" || got.Internal != hostOf(102) {
+						got.ByMulticast != (mode == Auto || mode == Multicast) || got.Debit != 3 || got.Shed != 4 || got.Able(6) || !got.Able(7) || got.Version != "v1" || got.Internal != hostOf(102) {
 						t.Errorf("%s sees %+v", x.c.Self, got)
 					}
 				}

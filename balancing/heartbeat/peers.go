@@ -106,6 +106,7 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 	if byMulticast {
 		x.multicast = now
 	}
+	x.ByMulticast = now.Sub(x.multicast) <= time.Duration(p.after)*r.period
 	if r.deaf {
 		x.deaf = now
 	}

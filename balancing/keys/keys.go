@@ -142,6 +142,37 @@ func NewRing(newest Key, older ...Key) (*Ring, error) {
 	return r, nil
 }
 
+// ParseRing reads the text form of a ring: its keys as [Parse] reads them, one a line, the
+// newest first.
+func ParseRing(text string) (*Ring, error) {
+	var all []Key
+	for line := range strings.Lines(strings.TrimSpace(text)) {
+		k, err := Parse(line)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", len(all)+1, err)
+		}
+		if all = append(all, k); len(all) > 2 {
+			break // NewRing says so
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.New("site key: there is none")
+	}
+	return NewRing(all[0], all[1:]...)
+}
+
+// Reveal returns the text form of the ring, as [ParseRing] reads it.
+func (r *Ring) Reveal() string {
+	var b strings.Builder
+	for _, k := range r.keys {
+		b.WriteString(k.Reveal() + "\n")
+	}
+	return b.String()
+}
+
+// Changing reports whether the ring holds an older key too.
+func (r *Ring) Changing() bool { return len(r.keys) > 1 }
+
 // Derive returns the key for one use, from the newest site key. The info tells several
 // keys of the same use apart.
 func (r *Ring) Derive(label Label, info string) [Size]byte {

@@ -215,3 +215,30 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestRingAsText(t *testing.T) {
+	a, b, c := Generate(), Generate(), Generate()
+	for _, all := range [][]Key{{a}, {a, b}} {
+		r, err := NewRing(all[0], all[1:]...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := ParseRing(r.Reveal())
+		if err != nil || back.Changing() != (len(all) == 2) || back.Derive(LabelPin, "") != r.Derive(LabelPin, "") {
+			t.Errorf("a ring of %d keys comes back otherwise: %v", len(all), err)
+		}
+	}
+	for name, text := range map[string]string{
+		"nothing":        " \n",
+		"three keys":     a.Reveal() + "\n" + b.Reveal() + "\n" + c.Reveal(),
+		"the same twice": a.Reveal() + "\n" + a.Reveal(),
+		"a line of text": a.Reveal() + "\nhello",
+		"an empty line":  a.Reveal() + "\n\n" + b.Reveal(),
+	} {
+		if _, err := ParseRing(text); err == nil {
+			t.Errorf("%s: no error", name)
+		} else if strings.Contains(err.Error(), a.Reveal()) {
+			t.Errorf("%s: the error tells the key", name)
+		}
+	}
+}

@@ -233,7 +233,7 @@ func (g *goal) suite(prefix, method string, meanMost, worstMost float64) {
 			if s.Nodes > 16 {
 				continue
 			}
-			s.Measured = 12 * time.Second
+			s.Measured = 8 * time.Second
 		}
 		_, ratio := g.mean(s, method)
 		g.report(unit(prefix)+s.Name, ratio)
@@ -249,7 +249,7 @@ func (g *goal) suite(prefix, method string, meanMost, worstMost float64) {
 func (g *goal) settings() {
 	s := site("base")
 	if g.short {
-		s.Measured = 12 * time.Second
+		s.Measured = 8 * time.Second
 	}
 	usual := results.of(g, s, "damped").P99
 	try := func(unit string, change func(*Scenario)) {

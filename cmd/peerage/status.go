@@ -179,8 +179,10 @@ func heard(st *node.Status, n *balancing.Node) string {
 		return "itself"
 	case n.Heard.IsZero():
 		return "never"
+	case n.Online && n.ByMulticast:
+		return "now, by multicast"
 	case n.Online:
-		return "now"
+		return "now, by unicast"
 	}
 	return time.Since(n.Heard).Round(time.Second).String() + " ago"
 }
