@@ -202,6 +202,23 @@ func (v *View) Peers() iter.Seq[*Node] {
 	}
 }
 
+// Burdened returns a function that tells the nodes which new clients should be kept from
+// if others are left: their load is above L1, and above the mean of those that serve.
+func (v *View) Burdened() func(*Node) bool {
+	sum, members := Load(0), 0
+	for i := range v.Nodes {
+		if n := &v.Nodes[i]; n.Serves() {
+			sum += n.Load
+			members++
+		}
+	}
+	level := v.Settings.Light
+	if members > 0 {
+		level = max(level, sum/Load(members))
+	}
+	return func(n *Node) bool { return n.Load > level }
+}
+
 // Holder returns the on-line node that answers for vip now, or nil. Where two
 // claim it, for the instant until one yields, the home node is named, else the
 // first by name.

@@ -10,7 +10,7 @@ import (
 type Counters struct {
 	UDP       uint64            `json:"udp"`       // datagrams that came in
 	TCP       uint64            `json:"tcp"`       // messages that came in over TCP
-	Replies   map[string]uint64 `json:"replies"`   // that were sent, by rcode
+	Replies   map[string]uint64 `json:"replies"`   // by rcode, those that could not be sent among them
 	Truncated uint64            `json:"truncated"` // replies that did not fit a datagram
 	Dropped   map[string]uint64 `json:"dropped"`   // by reason
 	Conns     int               `json:"conns"`     // TCP connections that are open now

@@ -108,11 +108,10 @@ func (e *endpoint) serveUDP() {
 				continue
 			}
 		}
+		s.counters.rcodes[rcode].Add(1)
 		if _, err := e.udp.WriteToUDPAddrPort(reply, from); err != nil {
 			s.counters.drop(dropUnsent) // a full buffer or a senseless address: this reply only
-			continue
 		}
-		s.counters.rcodes[rcode].Add(1)
 	}
 }
 

@@ -166,6 +166,7 @@ func (s *Server) serveConn(c *conn) {
 		if reply == nil {
 			return
 		}
+		s.counters.rcodes[rcode].Add(1)
 		binary.BigEndian.PutUint16(size[:], uint16(len(reply)))
 		c.SetWriteDeadline(time.Now().Add(writeTimeout))
 		both := net.Buffers{size[:], reply}
@@ -173,6 +174,5 @@ func (s *Server) serveConn(c *conn) {
 			s.counters.drop(dropUnsent)
 			return
 		}
-		s.counters.rcodes[rcode].Add(1)
 	}
 }

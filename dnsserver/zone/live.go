@@ -53,28 +53,34 @@ func liveIn(v *balancing.View) *living {
 		names:   make(map[balancing.NodeID]addresses, len(v.Nodes)),
 		servers: make(map[balancing.NodeID]addresses, len(v.Nodes)),
 	}
-	held := map[netip.Addr]bool{} // true: by a node that takes new work
+	burdened := v.Burdened()
+	held := map[netip.Addr]fitness{}
 	for i := range v.Nodes {
-		if n := &v.Nodes[i]; n.Online {
-			for _, vip := range n.Held {
-				held[vip] = held[vip] || n.Serves()
-			}
+		n := &v.Nodes[i]
+		if !n.Online {
+			continue
+		}
+		for _, vip := range n.Held {
+			held[vip] = max(held[vip], fitnessOf(n, burdened))
 		}
 	}
-	var all, answered, well addresses
+	var all, answered, well, light addresses
 	for i := range v.Nodes {
 		n := &v.Nodes[i]
 		var home, homeHeld addresses
 		for _, vip := range n.Home {
 			home.add(vip)
 			all.add(vip)
-			takesWork, ok := held[vip]
-			if ok {
+			switch held[vip] {
+			case fresh:
+				light.add(vip)
+				fallthrough
+			case taken:
+				well.add(vip)
+				fallthrough
+			case kept:
 				homeHeld.add(vip)
 				answered.add(vip)
-			}
-			if takesWork {
-				well.add(vip)
 			}
 		}
 		if homeHeld.empty() {
@@ -91,20 +97,47 @@ func liveIn(v *balancing.View) *living {
 		}
 		l.names[n.ID], l.servers[n.ID] = homeHeld, server
 	}
-	// A node that drains or is sick is left out while another is left, in each family
-	// by itself: a client of one family has no use for an address of the other.
-	switch l.hosts = well; {
-	case answered.empty():
-		l.hosts = all // start-up, or all are down: never an empty answer
-	default:
-		if len(well.v4) == 0 {
-			l.hosts.v4 = answered.v4
-		}
-		if len(well.v6) == 0 {
-			l.hosts.v6 = answered.v6
-		}
+	// A node that drains or is sick is left out while another is left, and one that is
+	// overloaded while two others are, in each family by itself: a client of one family has
+	// no use for an address of the other.
+	l.hosts = all // start-up, or all are down: never an empty answer
+	if !answered.empty() {
+		l.hosts.v4 = choose(light.v4, well.v4, answered.v4)
+		l.hosts.v6 = choose(light.v6, well.v6, answered.v6)
 	}
 	return l
+}
+
+// fitness says how far the holder of a VIP is fit for new clients.
+type fitness uint8
+
+const (
+	unheld fitness = iota
+	kept           // the holder takes no new work: it drains, or is sick
+	taken          // it does, but is overloaded
+	fresh
+)
+
+func fitnessOf(n *balancing.Node, burdened func(*balancing.Node) bool) fitness {
+	switch {
+	case !n.Serves():
+		return kept
+	case burdened(n):
+		return taken
+	}
+	return fresh
+}
+
+// choose returns the best set of addresses of one family that is large enough: two of
+// nodes that are not overloaded, so that caches do not all send to one.
+func choose(light, well, answered []netip.Addr) []netip.Addr {
+	switch {
+	case len(light) >= min(2, len(well)) && len(light) > 0:
+		return light
+	case len(well) > 0:
+		return well
+	}
+	return answered
 }
 
 // addresses returns what o resolves to.

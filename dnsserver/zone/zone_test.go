@@ -96,7 +96,7 @@ var (
 // siteView is a site of three nodes that are well and hold what is theirs. n3 has no
 // VIP of version 6.
 func siteView(change func(n1, n2, n3 *balancing.Node)) *balancing.View {
-	v := &balancing.View{Self: "n1"}
+	v := &balancing.View{Self: "n1", Settings: balancing.Settings{Policy: balancing.DefaultPolicy}}
 	for i, home := range [][]netip.Addr{{n1v4, n1v6}, {n2v4, n2v6}, {n3v4}} {
 		v.Nodes = append(v.Nodes, balancing.Node{
 			ID: balancing.NodeID(fmt.Sprintf("n%d", i+1)), Address: netip.MustParseAddr(fmt.Sprintf("2001:db8:1::%d", i+1)),
@@ -202,6 +202,23 @@ func TestSiteAddressesFollowTheView(t *testing.T) {
 			{host, a, []netip.Addr{n3v4}},
 			{host, aaaa, []netip.Addr{n1v6, n2v6}},
 		}},
+		{"n1 is overloaded", func(n1, n2, n3 *balancing.Node) { n1.Load, n2.Load = 90, 40 }, []want{
+			{host, a, []netip.Addr{n2v4, n3v4}},
+			{host, aaaa, []netip.Addr{n1v6, n2v6}}, // two at least
+			{"n1.www.peerage.test.", a, []netip.Addr{n1v4}},
+		}},
+		{"n1 is above the mean, but not above L1", func(n1, n2, n3 *balancing.Node) { n1.Load = 50 }, []want{
+			{host, a, []netip.Addr{n1v4, n2v4, n3v4}},
+		}},
+		{"all are above L1 alike", func(n1, n2, n3 *balancing.Node) { n1.Load, n2.Load, n3.Load = 90, 90, 90 }, []want{
+			{host, a, []netip.Addr{n1v4, n2v4, n3v4}},
+		}},
+		{"two of three are overloaded: two addresses at least", func(n1, n2, n3 *balancing.Node) { n1.Load, n2.Load = 90, 95 }, []want{
+			{host, a, []netip.Addr{n1v4, n2v4, n3v4}},
+		}},
+		{"n2 dead, and its stand-in is overloaded", func(n1, n2, n3 *balancing.Node) {
+			n2.Online, n3.Load, n3.Held = false, 90, []netip.Addr{n3v4, n2v4, n2v6}
+		}, []want{{host, a, []netip.Addr{n1v4, n2v4, n3v4}}}},
 		{"all drain", func(n1, n2, n3 *balancing.Node) {
 			n1.State, n2.State, n3.State = balancing.Draining, balancing.Draining, balancing.Draining
 		}, []want{{host, a, []netip.Addr{n1v4, n2v4, n3v4}}}},
