@@ -678,3 +678,30 @@ func BenchmarkHear(b *testing.B) {
 		}
 	})
 }
+
+// TestSiteKeyChangesOver: node by node, first the new key is added below the old one, then
+// put above it, then the old one is taken away. At each step the nodes hear each other.
+func TestSiteKeyChangesOver(t *testing.T) {
+	older, newer := keys.Generate(), keys.Generate()
+	stages := [][]keys.Key{{older}, {older, newer}, {newer, older}, {newer}}
+	for i := range len(stages) - 1 {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLAN(t, 2, Auto)
+			var all []*running
+			for n, stage := range [][]keys.Key{stages[i], stages[i+1]} {
+				ring, err := keys.NewRing(stage[0], stage[1:]...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.edit = func(c *Config) { c.Sealer = ring.Sealer(keys.LabelReport) }
+				x := l.start(n+1, 1)
+				defer x.end()
+				all = append(all, x)
+			}
+			settled(2 * period)
+			if !all[0].hears("n2") || !all[1].hears("n1") {
+				t.Errorf("between stages %d and %d the nodes do not hear each other", i, i+1)
+			}
+		})
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -92,6 +93,7 @@ type Meter struct {
 
 	// Replaced in tests.
 	pressure func() float64 // of the CPUs at this instant, 1 = all are busy and none waits
+	instant  func() float64 // the same, for any goroutine to call
 	guards   func() Guards
 	cpuTime  func() time.Duration // used by this process so far
 }
@@ -116,6 +118,12 @@ func New(c Config) *Meter {
 	m := &Meter{c: c, costs: newCosts(), pressure: newPressure(), guards: newGuards(c.Interface), cpuTime: cpuTime}
 	for _, r := range c.Elsewhere {
 		m.elsewhere[place(r)] = true
+	}
+	pool := sync.Pool{New: func() any { return newPressure() }}
+	m.instant = func() float64 {
+		p := pool.Get().(func() float64)
+		defer pool.Put(p)
+		return p()
 	}
 	m.parts.Store(&Parts{})
 	return m
@@ -144,6 +152,16 @@ func (m *Meter) InFlight() (n int64) {
 // Load returns the load smoothed over [Tau]. It is not capped at 100.
 func (m *Meter) Load() balancing.Load {
 	return balancing.Load(math.Float64frombits(m.smooth.Load()))
+}
+
+// Now returns the load at this instant, not smoothed, as a part of capacity: 1 is full. It
+// is for what must be decided about a single request, and takes about half a microsecond.
+func (m *Meter) Now() float64 {
+	now := m.inProgress()
+	if m.c.Measure == CPU {
+		now = max(now, m.instant())
+	}
+	return now
 }
 
 // Parts returns what the load is made of, as of a second ago at the most.

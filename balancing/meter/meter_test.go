@@ -16,6 +16,7 @@ import (
 func still(c Config) *Meter {
 	m := New(c)
 	m.pressure = func() float64 { return 0 }
+	m.instant = m.pressure
 	m.guards = func() Guards { return Guards{} }
 	m.cpuTime = func() time.Duration { return 0 }
 	return m
@@ -130,6 +131,23 @@ func TestElsewhere(t *testing.T) {
 		within(t, "5 here and 10 elsewhere", m, 49, 51)
 		within(t, "all 15, by number", r, 149, 151)
 	})
+}
+
+func TestNow(t *testing.T) {
+	m := still(Config{Full: 10})
+	for range 5 {
+		m.Begin(0)
+	}
+	if got := m.Now(); got != 0.5 {
+		t.Errorf("5 of 10 in progress: %v, want 0.5 at once", got)
+	}
+	m.instant = func() float64 { return 1.5 }
+	if got := m.Now(); got != 1.5 {
+		t.Errorf("three goroutines for two CPUs: %v, want 1.5", got)
+	}
+	if got := New(Config{}).Now(); got < 0 || got > 1000 {
+		t.Errorf("of this process: %v", got)
+	}
 }
 
 func TestGuardsCount(t *testing.T) {
@@ -273,5 +291,13 @@ func BenchmarkSample(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		m.step(&a, sample)
+	}
+}
+
+func BenchmarkNow(b *testing.B) {
+	m := New(Config{Full: 64})
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Now()
 	}
 }
