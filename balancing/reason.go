@@ -43,6 +43,7 @@ const (
 	ReasonKept                 // above L1, but not part of the excess
 	ReasonLighter              // the peer is lighter by L2 (S208)
 	ReasonDraining             // this node takes no new work
+	ReasonOverload             // this node has too much in progress to serve it as well
 )
 
 var reasonNames = []string{
@@ -52,6 +53,7 @@ var reasonNames = []string{
 	ReasonUnable: "unable", ReasonLight: "light", ReasonNoLighter: "no-lighter-peer", ReasonImmovable: "immovable",
 	ReasonQuiet: "quiet", ReasonKept: "kept",
 	ReasonLighter: "lighter-peer", ReasonDraining: "draining",
+	ReasonOverload: "overload",
 }
 
 func (r Reason) String() string { return name(reasonNames, r, "reason") }

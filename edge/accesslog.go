@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -131,6 +132,18 @@ func (w *recorder) refuse(status int, why string) {
 	w.short(status, why)
 }
 
+// refused answers a request that was not accepted.
+func (w *recorder) refused(err error) {
+	status := http.StatusBadRequest
+	if e, ok := errors.AsType[*errRefused](err); ok {
+		status = e.status
+	}
+	if status == http.StatusMethodNotAllowed { // RFC 9110 15.5.6
+		w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+	}
+	w.refuse(status, err.Error())
+}
+
 // short answers with one line of text.
 func (w *recorder) short(status int, text string) {
 	h := w.Header()
@@ -145,12 +158,14 @@ type counters struct {
 	byAction    map[string]*atomic.Uint64 // filled once
 	byReason    map[string]*atomic.Uint64 // filled once
 	byProtocol  map[string]*atomic.Uint64 // filled once
+	relays      map[string]*atomic.Uint64 // by reason; filled once
 	byStatus    [6]atomic.Uint64          // by class
 	refused     atomic.Uint64
 	plain       atomic.Uint64
 	badPins     atomic.Uint64
 	pinsSet     atomic.Uint64
 	pinsCleared atomic.Uint64
+	steers      atomic.Uint64
 }
 
 func newCounters() *counters {
@@ -158,9 +173,11 @@ func newCounters() *counters {
 		byAction:   map[string]*atomic.Uint64{},
 		byReason:   map[string]*atomic.Uint64{},
 		byProtocol: map[string]*atomic.Uint64{"h1": {}, "h2": {}, "h3": {}, "relay": {}},
+		relays:     map[string]*atomic.Uint64{},
 	}
 	for _, r := range balancing.Reasons() {
 		c.byReason[r.String()] = new(atomic.Uint64)
+		c.relays[r.String()] = new(atomic.Uint64)
 	}
 	for a := balancing.Here; a <= balancing.Unavailable; a++ {
 		c.byAction[a.String()] = new(atomic.Uint64)
@@ -180,6 +197,8 @@ type Counters struct {
 	BadPins     uint64            `json:"bad_pins"` // forged, garbled or too old
 	PinsSet     uint64            `json:"pins_set"`
 	PinsCleared uint64            `json:"pins_cleared"`
+	Relays      map[string]uint64 `json:"relays"` // by this node to a peer, and why
+	Steers      uint64            `json:"steers"` // answers that offered a peer
 }
 
 // Counters returns what has been counted so far.
@@ -195,6 +214,8 @@ func (s *Server) Counters() Counters {
 		BadPins:     c.badPins.Load(),
 		PinsSet:     c.pinsSet.Load(),
 		PinsCleared: c.pinsCleared.Load(),
+		Relays:      loadAll(c.relays),
+		Steers:      c.steers.Load(),
 	}
 	for i := range c.byStatus {
 		if n := c.byStatus[i].Load(); n > 0 {
@@ -232,7 +253,7 @@ func protocol(r *http.Request, x *exchange) string {
 
 // logged counts a finished request and writes its line in the access log. The query is
 // left out: it may hold what is nobody's business.
-func (s *Server) logged(w *recorder, r *http.Request, x *exchange, start time.Time) {
+func (s *Server) logged(w *recorder, r *http.Request, x *exchange) {
 	proto := protocol(r, x)
 	c := s.counters
 	c.byProtocol[proto].Add(1)
@@ -250,21 +271,27 @@ func (s *Server) logged(w *recorder, r *http.Request, x *exchange, start time.Ti
 		c.byAction[d.Action.String()].Add(1)
 		c.byReason[d.Reason.String()].Add(1)
 	}
+	if d.Action == balancing.Relay {
+		c.relays[d.Reason.String()].Add(1)
+	}
 	ctx := context.Background()
 	if !s.c.AccessLog.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
-	a := make([]slog.Attr, 0, 14)
+	a := make([]slog.Attr, 0, 15)
 	a = append(a,
 		slog.String("client", r.RemoteAddr), slog.String("proto", proto), slog.String("method", r.Method),
 		slog.String("host", x.asked()), slog.String("path", cmp.Or(x.path, r.URL.EscapedPath())),
 		slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
-		slog.Duration("dur", time.Since(start)))
+		slog.Duration("dur", time.Since(x.start)))
 	if d.Action != 0 {
 		a = append(a, slog.String("decision", d.Action.String()), slog.String("reason", d.Reason.String()))
 	}
 	if d.Peer != "" {
 		a = append(a, slog.String("peer", string(d.Peer)))
+	}
+	if x.steer != "" {
+		a = append(a, slog.String("steer", string(x.steer)))
 	}
 	if x.relayed != "" {
 		a = append(a, slog.String("from", string(x.relayed)))

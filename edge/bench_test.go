@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func benchmarkHandler(b *testing.B, path string, pinned bool, want int, load bal
 			"User-Agent": {"Mozilla/5.0"}, "Accept-Language": {"en"},
 		},
 	}
-	template = *template.WithContext(withConn(b.Context()))
+	template = *template.WithContext(withConn(b.Context(), netip.Addr{}))
 	ask := func() {
 		clear(w.header)
 		r := template

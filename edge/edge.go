@@ -14,7 +14,6 @@ package edge
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -49,6 +48,10 @@ type Config struct {
 	RelayServer *tls.Config
 	RelayClient func(peer balancing.NodeID) *tls.Config
 
+	// Ask asks the peers for a report: what is known of one of them is too old to act
+	// upon. It must not block; nil for nobody to ask.
+	Ask func()
+
 	AccessLog *slog.Logger
 	Log       *slog.Logger
 }
@@ -64,12 +67,22 @@ type Ports struct {
 // served by the generation it began with.
 type Site struct {
 	Name    string
-	Policy  balancing.Policy
 	Names   *route.Names
 	Routes  *route.Table
 	Origins []http.Handler // by route.Rule.Index
 	Pins    *pin.Ring
 	Grace   time.Duration // for work in progress when a listener closes
+
+	// MaxRequests is how many requests may be in progress before new ones are refused; a
+	// quarter more for clients that are pinned to this node. 0: no bound.
+	MaxRequests int
+
+	// Proxies are the addresses of proxies that are believed when they say for whom they
+	// ask (patent, fourth embodiment). Their clients are moved by relays only, unless
+	// ProxyRedirects says that they can reach the node names.
+	Proxies        []netip.Prefix
+	ProxyRedirects bool
+	ProxyProtocol  bool // they begin each TCP connection with the PROXY protocol's header; one without is refused
 }
 
 // Server serves the site on all addresses of a node.
@@ -81,8 +94,13 @@ type Server struct {
 	relay    *relay
 	resetKey func(netip.Addr) quic.StatelessResetKey
 	tokenKey quic.TokenGeneratorKey
-	port     string   // of HTTPS, as it follows the host in a URL
-	offerH3  []string // value of Alt-Svc
+
+	turn       atomic.Int64 // of rule rotate: see balancing.Request
+	asked      atomic.Int64 // when Config.Ask was last called, in unix nanoseconds
+	inProgress atomic.Int64 // requests
+
+	port    string   // of HTTPS, as it follows the host in a URL
+	offerH3 []string // value of Alt-Svc
 
 	want   chan []netip.Addr // capacity 1: the newest wanted set
 	mu     sync.Mutex
@@ -113,6 +131,13 @@ func New(c Config, site *Site) *Server {
 
 // SetSite replaces the configuration, from the next request on.
 func (s *Server) SetSite(site *Site) { s.site.Store(site) }
+
+// Books returns what this node has sent away lately, for its report: load in mid-visit,
+// and load that never showed.
+func (s *Server) Books() (debit, shed balancing.Load) {
+	b := s.ledger.Books(time.Now(), s.c.View())
+	return b.Debit, b.Shed
+}
 
 // Listen names the addresses to answer on, in place of those named before. It never
 // blocks; Run makes it so, and tries again while an address cannot be had.
@@ -254,10 +279,3 @@ type errRefused struct {
 func (e *errRefused) Error() string { return e.why }
 
 func refuse(status int, why string) error { return &errRefused{status, why} }
-
-func refusal(err error) (status int, why string) {
-	if e, ok := errors.AsType[*errRefused](err); ok {
-		return e.status, e.why
-	}
-	return http.StatusBadRequest, err.Error()
-}

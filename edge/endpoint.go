@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pires/go-proxyproto"
 	"github.com/quic-go/quic-go"
 	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
@@ -55,9 +56,26 @@ func (s *Server) open(a netip.Addr) (*endpoint, error) {
 		return nil, err
 	}
 	e := &endpoint{addr: a, log: s.c.Log, https: newDrainable(s.httpsServer()), http: newDrainable(s.plainServer())}
-	e.serves.Go(func() { e.ended(e.https.ServeTLS(netutil.LimitListener(https, maxConns), "", "")) })
-	e.serves.Go(func() { e.ended(e.http.Serve(netutil.LimitListener(plain, maxConns))) })
+	e.serves.Go(func() { e.ended(e.https.ServeTLS(s.acceptor(https), "", "")) })
+	e.serves.Go(func() { e.ended(e.http.Serve(s.acceptor(plain))) })
 	return e, nil
+}
+
+// acceptor bounds the connections of l, and reads of those that come from a trusted proxy
+// for whom they are.
+func (s *Server) acceptor(l net.Listener) net.Listener {
+	return &proxyproto.Listener{
+		Listener:          netutil.LimitListener(l, maxConns),
+		ReadHeaderTimeout: headerTimeout,
+		ConnPolicy: func(c proxyproto.ConnPolicyOptions) (proxyproto.Policy, error) {
+			// The header is never guessed: a proxy that sends none would pass the one
+			// that its client has written.
+			if site := s.site.Load(); site.ProxyProtocol && site.trusts(addrOf(c.Upstream)) {
+				return proxyproto.REQUIRE, nil
+			}
+			return proxyproto.SKIP, nil
+		},
+	}
 }
 
 func (s *Server) httpsServer() *http.Server {
@@ -75,8 +93,10 @@ func (s *Server) httpsServer() *http.Server {
 		MaxHeaderBytes:    maxHeader,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
-		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withConn(ctx) },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return withConn(ctx, proxyOf(c)) },
 		ErrorLog:          s.errorLog(),
+		// "OPTIONS *" is a request without a URI as well.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 

@@ -1,14 +1,11 @@
 package edge
 
 import (
-	"cmp"
-	"context"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"peerage/balancing"
@@ -22,8 +19,10 @@ const HealthPath = "/.well-known/peerage/health"
 
 // exchange is one request on its way through the node.
 type exchange struct {
+	start   time.Time
 	site    *Site
 	view    *balancing.View
+	conn    *conn      // nil if it is not the client's own
 	name    route.Name // whom the request is for
 	path    string     // in canonical form
 	rule    *route.Rule
@@ -31,30 +30,33 @@ type exchange struct {
 	pin     pin.Pin         // the client's, if its owner is named in request
 	request balancing.Request
 	relayed balancing.NodeID // the peer that carried the request here, or ""
+	proxied bool             // a trusted proxy stands between
 	health  bool             // the node is asked about itself
-	// What was decided, for the log.
+
 	decision balancing.Decision
+	steer    balancing.NodeID // the peer that the answer offers
 }
 
 // serve is the handler of all three protocols: the story of a request.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) { s.handle(w, r, "") }
 
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, from balancing.NodeID) {
-	start := time.Now()
+	s.inProgress.Add(1)
+	defer s.inProgress.Add(-1)
 	var both struct { // one piece of memory a request
 		x   exchange
 		rec recorder
 	}
 	x, rec := &both.x, &both.rec
-	x.site, x.view, x.relayed = s.site.Load(), s.c.View(), from
+	x.start, x.site, x.view, x.relayed = time.Now(), s.site.Load(), s.c.View(), from
+	x.conn = connOf(r.Context())
 	r = rec.start(w, r)
 	defer rec.finish()
-	defer func() { s.logged(rec, r, x, start) }()
+	defer func() { s.logged(rec, r, x) }()
 	defer s.survive(rec)
 
 	if err := s.accept(r, x); err != nil {
-		status, why := refusal(err)
-		rec.refuse(status, why)
+		rec.refused(err)
 		return
 	}
 	if r.URL.Path == HealthPath {
@@ -68,21 +70,31 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, from balancing.N
 		return
 	}
 	x.rule = rule
-	s.readPin(r, x, start)
-	s.decide(r, x, start)
+	s.readPin(r, x)
+	s.decide(r, x)
 	switch x.decision.Action {
 	case balancing.Here:
 		s.serveHere(rec, r, x)
 	case balancing.Redirect:
-		s.redirect(rec, r, x, start)
+		s.redirect(rec, r, x)
 	case balancing.Relay:
 		s.relayTo(rec, r, x)
 	case balancing.SendToEntry:
 		s.sendToEntry(rec, r, x)
 	default:
 		rec.Header().Set("Retry-After", "1")
-		rec.refuse(http.StatusServiceUnavailable, "the node that holds this session cannot be reached just now")
+		rec.refuse(http.StatusServiceUnavailable, unavailable(x.decision.Reason))
 	}
+}
+
+func unavailable(why balancing.Reason) string {
+	switch why {
+	case balancing.ReasonOverload:
+		return "this node has too much to do just now"
+	case balancing.ReasonDedicatedDown:
+		return "the nodes that serve this path cannot be reached just now"
+	}
+	return "the node that holds this session cannot be reached just now"
 }
 
 // survive makes an error page of a bug: what net/http says of a panic is lost among
@@ -106,8 +118,11 @@ func (s *Server) survive(rec *recorder) {
 // accept checks and settles what the request is for: whose name (RFC 9110 7.2), which
 // path in canonical form, and headers that only we may set.
 func (s *Server) accept(r *http.Request, x *exchange) error {
-	if r.Method == http.MethodConnect {
+	switch r.Method {
+	case http.MethodConnect:
 		return refuse(http.StatusNotImplemented, "this server is not a tunnel")
+	case http.MethodTrace: // it would show scripts what they must not see, such as pins
+		return refuse(http.StatusMethodNotAllowed, "this server does not echo requests")
 	}
 	authority, _, err := route.ParseAuthority(r.Host)
 	if err != nil {
@@ -151,6 +166,7 @@ func (s *Server) settle(r *http.Request, x *exchange, target, path, query string
 	}
 	r.Host = s.authority(x.asked())
 	delete(r.Header, "Host") // an HTTP/2 request can carry a second, different one
+	x.identify(r)
 	scrub(r.Header)
 	return nil
 }
@@ -186,54 +202,7 @@ func (s *Server) belongsElsewhere(v *balancing.View, name route.Name) bool {
 	if owner == nil || me == nil || !owner.Online {
 		return false
 	}
-	for _, vip := range owner.Home {
-		if me.Holds(vip) {
-			return false
-		}
-	}
-	return true
-}
-
-// readPin finds the stateful rule of the path and the client's valid pin for it.
-func (s *Server) readPin(r *http.Request, x *exchange, now time.Time) {
-	x.state, x.request.Position = x.site.Routes.Stateful(x.name.Host, x.path)
-	if x.state == nil {
-		return
-	}
-	x.request.OnOwnerLoss = x.state.OnOwnerLoss
-	x.request.EntryLeavesPin = !x.state.EntryKeepsPin
-	p, err := x.site.Pins.Find(r.Header, pinRule(x.state), now)
-	switch {
-	case err == pin.Absent:
-		return
-	case err != nil:
-		s.counters.badPins.Add(1)
-		return
-	}
-	x.pin = p
-	x.request.Owner, x.request.Incarnation = p.Owner, p.Incarnation
-}
-
-// decide gathers the facts of the request and asks the policy.
-func (s *Server) decide(r *http.Request, x *exchange, now time.Time) {
-	q := &x.request
-	q.Dedicated, q.Refuse = x.rule.Nodes, !x.rule.Spill
-	q.Movable = movable(r)
-	q.Relayed = x.relayed != ""
-	q.Hopped = s.hopped(r, x, now)
-	idle := idleOf(r.Context(), now)
-	q.First = idle < 0
-	q.Draw1, q.Draw2 = rand.Float64(), rand.Float64()
-	q.Books = s.ledger.Books(now, x.view)
-	x.decision = x.site.Policy.Decide(x.view, q)
-	switch x.decision.Action {
-	case balancing.Here:
-		s.ledger.Served(now, idle)
-	case balancing.Redirect:
-		if x.decision.Reason == balancing.ReasonLighter {
-			s.ledger.Redirected(now, x.site.Policy, x.view, x.decision.Peer, q.First)
-		}
-	}
+	return !slices.ContainsFunc(owner.Home, me.Holds)
 }
 
 // serveHere serves the request from its origin, and sets or ends the client's pin
@@ -259,7 +228,7 @@ func (s *Server) ownHeaders(h http.Header, status int, r *http.Request, x *excha
 	if x.relayed != "" || status == http.StatusSwitchingProtocols {
 		return // the node that faces the client says it; and a tunnel's head is the origin's
 	}
-	s.altSvc(h, r)
+	s.altSvc(h, r, x)
 	if x.name.Node != "" && r.Method == http.MethodGet {
 		h.Add("Link", "<"+inAngles.Replace(s.location(x.name.Host, r))+`>; rel="canonical"`)
 	}
@@ -271,17 +240,6 @@ func (s *Server) ownHeaders(h http.Header, status int, r *http.Request, x *excha
 // inAngles keeps a query, which comes as the client sent it, within the angle brackets
 // of a Link header (RFC 8288 3).
 var inAngles = strings.NewReplacer("<", "%3C", ">", "%3E")
-
-// altSvc offers HTTP/3 to clients that came by TCP, and takes the offer back while the
-// node drains (RFC 7838).
-func (s *Server) altSvc(h http.Header, r *http.Request) {
-	switch {
-	case s.draining():
-		h.Set("Alt-Svc", "clear")
-	case r.ProtoMajor < 3:
-		h["Alt-Svc"] = s.offerH3
-	}
-}
 
 func (s *Server) draining() bool {
 	if s.closed.Load() {
@@ -301,68 +259,4 @@ func (s *Server) serveHealth(rec *recorder) {
 		return
 	}
 	rec.Write([]byte("ok\n"))
-}
-
-// movable reports whether the client can follow a redirect to another host without
-// harm: a navigation, or a plain GET or HEAD of a client that is not a browser.
-// docs/decisions/0004 has the table.
-func movable(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return false
-	}
-	h := r.Header
-	mode := h.Get("Sec-Fetch-Mode")
-	switch {
-	case mode != "" && mode != "navigate",
-		hasBody(r),
-		h.Get("Upgrade") != "", h.Get("Expect") != "", h.Get("Range") != "",
-		h.Get("Authorization") != "", // dropped by clients when the host changes
-		strings.HasPrefix(h.Get("Content-Type"), "application/grpc"),
-		strings.HasPrefix(h.Get("Accept"), "text/event-stream"):
-		return false
-	}
-	return true
-}
-
-// hasBody reports whether a body comes with the request, as far as its head can tell.
-// One of unknown length has -1; but in quic-go's HTTP/3 so has one without a body.
-func hasBody(r *http.Request) bool {
-	return r.ContentLength > 0 || r.ContentLength < 0 && r.ProtoMajor < 3
-}
-
-// scrub takes from a request what only this node may say, and the names that a
-// back-end may take for the same header (CGI folds "_" and "." into "-").
-func scrub(h http.Header) {
-	for k := range h {
-		if strings.ContainsAny(k, "_.") || strings.HasPrefix(k, "X-Forwarded-") || strings.HasPrefix(k, relayPrefix) {
-			delete(h, k)
-		}
-	}
-	for _, k := range []string{"Forwarded", "X-Real-Ip", "X-Pin-Lost", "Proxy"} {
-		delete(h, k)
-	}
-}
-
-// connKey is the context key of a connection's *conn.
-type connKey struct{}
-
-// conn is what is remembered of one client connection.
-type conn struct{ last atomic.Int64 } // unix nanoseconds of its latest request; 0 before the first
-
-func withConn(ctx context.Context) context.Context {
-	return context.WithValue(ctx, connKey{}, new(conn))
-}
-
-// idleOf returns the time since the latest request of the connection, and notes this
-// one; negative for the first.
-func idleOf(ctx context.Context, now time.Time) time.Duration {
-	c, ok := ctx.Value(connKey{}).(*conn)
-	if !ok {
-		return -1
-	}
-	last := c.last.Swap(now.UnixNano())
-	if last == 0 {
-		return -1
-	}
-	return cmp.Or(max(0, time.Duration(now.UnixNano()-last)), 1)
 }

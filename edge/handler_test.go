@@ -30,7 +30,7 @@ func TestAuthority(t *testing.T) {
 		{"not ours", "evil.example", 421},
 		{"below ours", "x." + host, 421},
 		{"ours below another", host + ".evil.example", 421},
-		{"node name of an on-line peer (case 44)", "b." + host, 421},
+		{"node name of an on-line peer (row 44)", "b." + host, 421},
 		{"a list", host + ",evil.example", 400},
 		{"a port that is none", host + ":99999", 400},
 		{"user information", "u@" + host, 400},
@@ -52,7 +52,7 @@ func TestAuthority(t *testing.T) {
 	}
 }
 
-func TestStandInAnswersForItsPeer(t *testing.T) { // case 45
+func TestStandInAnswersForItsPeer(t *testing.T) { // row 45
 	c := newCluster(t, nil)
 	c.change(func(n map[balancing.NodeID]*balancing.Node) {
 		n["b"].Online = false
@@ -104,7 +104,8 @@ func TestTargetForms(t *testing.T) {
 		{"GET HTTP://" + host + " HTTP/1.1", 200, "/"},
 		{"GET https://" + host + "?q HTTP/1.1", 200, "/?q"},
 		{"GET https://evil.example/ HTTP/1.1", 421, ""},
-		{"OPTIONS * HTTP/1.1", 200, ""}, // net/http answers by itself
+		{"OPTIONS * HTTP/1.1", 200, "/"},
+		{"TRACE / HTTP/1.1", 405, ""},
 		{"GET * HTTP/1.1", 400, ""},
 		{"CONNECT " + host + ":443 HTTP/1.1", 501, ""},
 		{"GET /" + strings.Repeat("x", 8<<10) + " HTTP/1.1", 414, ""}, // RFC 9112 3
@@ -311,20 +312,20 @@ func TestPinHoldsUnderLoad(t *testing.T) {
 			t.Errorf("%s: Set-Cookie %q, want the pin kept as it is", path, got)
 		}
 	}
-	for _, path := range []string{"/", "/bankers", "/Bank/x"} { // case 6: outside
+	for _, path := range []string{"/", "/bankers", "/Bank/x"} { // row 6: outside
 		if a := c.ask(t, question{at: "a", path: path, header: browser}); a.StatusCode != 307 {
 			t.Errorf("%s: status %d, want 307", path, a.StatusCode)
 		}
 	}
-	a := c.ask(t, question{at: "a", path: "/bank/logout?status=500", header: pinned}) // case 10
+	a := c.ask(t, question{at: "a", path: "/bank/logout?status=500", header: pinned}) // row 10
 	if a.want(t, 500, "a", ""); a.Header["Set-Cookie"] != nil {
 		t.Errorf("exit with an error: Set-Cookie %q, want the pin kept", a.Header["Set-Cookie"])
 	}
-	a = c.ask(t, question{at: "a", path: "/bank/logout", header: pinned}) // case 8
+	a = c.ask(t, question{at: "a", path: "/bank/logout", header: pinned}) // row 8
 	if a.want(t, 200, "a", ""); len(a.Cookies()) != 1 || a.Cookies()[0].MaxAge >= 0 {
 		t.Errorf("exit: Set-Cookie %q, want the pin to end", a.Header["Set-Cookie"])
 	}
-	c.ask(t, question{at: "a", path: "/bank/", header: browser}).want(t, 307, "", at("b", "/bank/")) // case 9
+	c.ask(t, question{at: "a", path: "/bank/", header: browser}).want(t, 307, "", at("b", "/bank/")) // row 9
 }
 
 func TestWhoIsPinned(t *testing.T) {
@@ -334,11 +335,11 @@ func TestWhoIsPinned(t *testing.T) {
 		method, path string
 		set          bool
 	}{
-		{"entry (case 1)", "GET", "/bank/", true},
-		{"entry without the slash (case 35)", "GET", "/bank?x=1", true},
-		{"interior without a pin (case 5)", "GET", "/bank/x", true},
+		{"entry (row 1)", "GET", "/bank/", true},
+		{"entry without the slash (row 35)", "GET", "/bank?x=1", true},
+		{"interior without a pin (row 5)", "GET", "/bank/x", true},
 		{"POST to the interior", "POST", "/bank/x", true},
-		{"HEAD of the entry (case 47)", "HEAD", "/bank/", false},
+		{"HEAD of the entry (row 47)", "HEAD", "/bank/", false},
 		{"error of the origin", "GET", "/bank/?status=503", false},
 		{"not found at the origin", "GET", "/bank/?status=404", false},
 		{"redirect of the origin", "GET", "/bank/?status=302", true},
@@ -367,7 +368,7 @@ func TestWhoIsPinned(t *testing.T) {
 	}
 }
 
-func TestAlteredPinIsNoPin(t *testing.T) { // case 40
+func TestAlteredPinIsNoPin(t *testing.T) { // row 40
 	c := newCluster(t, nil)
 	pinned := c.enter(t, "b", "/bank/")
 	last := pinned[len(pinned)-3:]
@@ -398,12 +399,12 @@ func TestOwnerLost(t *testing.T) {
 			location     string
 			cookie       string // set, clear or keep
 		}{
-			{"GET", "/bank/x", 200, "", "set"}, // case 16
+			{"GET", "/bank/x", 200, "", "set"}, // row 16
 			{"POST", "/bank/x", 200, "", "set"},
 			{"GET", "/bank/logout", 200, "", "clear"},
-			{"GET", "/restart/x", 303, at("", "/restart/"), "clear"}, // case 17
-			{"POST", "/restart/x?a=b", 409, "", "clear"},             // case 18
-			{"GET", "/fail/x", 503, "", "keep"},                      // case 19
+			{"GET", "/restart/x", 303, at("", "/restart/"), "clear"}, // row 17
+			{"POST", "/restart/x?a=b", 409, "", "clear"},             // row 18
+			{"GET", "/fail/x", 503, "", "keep"},                      // row 19
 			{"HEAD", "/restart/x", 303, at("", "/restart/"), "keep"},
 			{"GET", "/restart/logout", 303, at("", "/restart/"), "clear"},
 		} {
@@ -437,7 +438,7 @@ func TestOwnerLost(t *testing.T) {
 	}
 }
 
-// Case 20: a client that was pinned anew stays there when its old node is back.
+// Row 20: a client that was pinned anew stays there when its old node is back.
 func TestReturnedOwnerDoesNotTakeClientsBack(t *testing.T) {
 	c := newCluster(t, nil)
 	first := c.enter(t, "a", "/bank/")
@@ -448,7 +449,7 @@ func TestReturnedOwnerDoesNotTakeClientsBack(t *testing.T) {
 	c.ask(t, question{at: "a", path: "/bank/x", header: []string{cookieLine(again)}}).want(t, 307, "", at("b", "/bank/x"))
 }
 
-func TestDedicatedPath(t *testing.T) { // cases 24 to 28
+func TestDedicatedPath(t *testing.T) { // rows 24 to 28
 	c := newCluster(t, nil)
 	c.ask(t, question{at: "a", path: "/only-c/x"}).want(t, 307, "", at("c", "/only-c/x"))
 	c.ask(t, question{at: "a", method: "POST", path: "/only-c/x", body: "b"}).want(t, 200, "c", "")
@@ -464,14 +465,14 @@ func TestDrainingNodeSendsClientsAway(t *testing.T) {
 	pinned := c.enter(t, "a", "/bank/")
 	c.change(func(n map[balancing.NodeID]*balancing.Node) { n["a"].State = balancing.Draining })
 	for _, proto := range protocols {
-		a := c.ask(t, question{at: "a", proto: proto, path: "/"}) // case 49
+		a := c.ask(t, question{at: "a", proto: proto, path: "/"}) // row 49
 		if a.StatusCode != 307 || a.Header.Get("Alt-Svc") != "clear" {
 			t.Errorf("%s: status %d, Alt-Svc %q; want 307, clear", proto, a.StatusCode, a.Header.Get("Alt-Svc"))
 		}
 		if got := a.Close; proto == "h1" && !got {
 			t.Errorf("%s: the connection is kept, want Connection: close", proto)
 		}
-		a = c.ask(t, question{at: "a", proto: proto, path: "/bank/x", header: []string{pinned}}) // case 48
+		a = c.ask(t, question{at: "a", proto: proto, path: "/bank/x", header: []string{pinned}}) // row 48
 		if a.want(t, 200, "a", ""); a.Header.Get("Alt-Svc") != "clear" || proto == "h1" && !a.Close {
 			t.Errorf("%s, pinned: Alt-Svc %q, close %v; want clear", proto, a.Header.Get("Alt-Svc"), a.Close)
 		}

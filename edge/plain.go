@@ -1,6 +1,9 @@
 package edge
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+)
 
 // servePlain answers on the HTTP port: health, and for all else the way to HTTPS. The
 // move is permanent and the same for every node, so it may be remembered (308).
@@ -8,10 +11,9 @@ func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 	s.counters.plain.Add(1)
 	rec := &recorder{ResponseWriter: w}
 	rec.out.finish() // this server has timeouts for the whole of a request
-	x := &exchange{site: s.site.Load(), view: s.c.View()}
+	x := &exchange{start: time.Now(), site: s.site.Load(), view: s.c.View()}
 	if err := s.accept(r, x); err != nil {
-		status, why := refusal(err)
-		rec.refuse(status, why)
+		rec.refused(err)
 		return
 	}
 	if r.URL.Path == HealthPath {

@@ -59,7 +59,7 @@ func (s *Server) openQUIC(e *endpoint) error {
 		IdleTimeout:    idleTimeout,
 		ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context {
 			handshakeDone(ctx)
-			return withConn(ctx)
+			return withConn(ctx, netip.Addr{})
 		},
 		Logger: slog.New(slog.DiscardHandler),
 	}

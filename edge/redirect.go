@@ -13,12 +13,12 @@ import (
 
 // redirect tells the requester to go to the peer's own name (patent S209): 307, so
 // that method and path stay, and never stored, for it is about this moment only.
-func (s *Server) redirect(rec *recorder, r *http.Request, x *exchange, now time.Time) {
+func (s *Server) redirect(rec *recorder, r *http.Request, x *exchange) {
 	h := rec.Header()
 	h.Set("Location", s.location(x.site.Names.NodeName(x.decision.Peer, x.name.Host), r))
 	h.Set("Cache-Control", "no-store")
-	h.Add("Set-Cookie", x.site.Pins.HopCookie(x.name.Host, pin.Hop{Target: x.decision.Peer, At: now, Load: x.view.Me().Load}))
-	s.altSvc(h, r)
+	h.Add("Set-Cookie", x.site.Pins.HopCookie(x.name.Host, pin.Hop{Target: x.decision.Peer, At: x.start, Load: x.view.Me().Load}))
+	s.altSvc(h, r, x)
 	if x.decision.Reason == balancing.ReasonDraining && r.ProtoMajor < 3 {
 		// net/http makes a graceful GOAWAY of it on HTTP/2; on HTTP/3 it would be sent,
 		// and make the answer malformed (RFC 9114 4.2).
@@ -34,6 +34,9 @@ func (s *Server) sendToEntry(rec *recorder, r *http.Request, x *exchange) {
 	h.Set("Cache-Control", "no-store")
 	s.changePin(h, http.StatusSeeOther, r, x)
 	entry := "https://" + s.authority(x.asked()) + x.state.Entry
+	if x.behindProxy() {
+		entry = x.state.Entry // the proxy's own name and port are not known
+	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		h.Set("Location", entry)
 		rec.short(http.StatusSeeOther, "the session is lost; start again at "+entry)
@@ -67,20 +70,13 @@ func portSuffix(p uint16) string {
 	return ":" + strconv.Itoa(int(p))
 }
 
-// hopped reports whether the client was redirected a moment ago (S210). Clients
-// without cookies are known by the name they came under: the redirect led to it. A
-// browser always says Sec-Fetch-Mode, so a bookmark of a node name is not mistaken.
-func (s *Server) hopped(r *http.Request, x *exchange, now time.Time) bool {
-	if _, err := x.site.Pins.FindHop(r.Header, now); err == nil {
-		return true
-	}
-	return x.name.Node == s.c.Self && r.Header.Get("Cookie") == "" && r.Header.Get("Sec-Fetch-Mode") == ""
-}
-
 // changePin sets, renews or ends the client's pin, as decided, in an answer of the given
-// status. An error of the origin leaves everything as it was, and so does HEAD.
+// status. An error of the origin leaves everything as it was, and so do HEAD and OPTIONS: a
+// preflight comes without cookies whether the client has a pin or not (Fetch 4.8).
 func (s *Server) changePin(h http.Header, status int, r *http.Request, x *exchange) {
-	if x.state == nil || r.Method == http.MethodHead || status >= 400 && x.decision.Pin != balancing.DropPin {
+	switch {
+	case x.state == nil, r.Method == http.MethodHead, r.Method == http.MethodOptions,
+		status >= 400 && x.decision.Pin != balancing.DropPin:
 		return
 	}
 	now := time.Now()
@@ -98,6 +94,9 @@ func (s *Server) changePin(h http.Header, status int, r *http.Request, x *exchan
 			Owner: me.ID, Incarnation: uint32(me.Incarnation), Born: now, Seen: now,
 		}))
 		s.counters.pinsSet.Add(1)
+		if x.conn != nil {
+			x.conn.pinned.Store(true)
+		}
 	default:
 		h.Add("Set-Cookie", x.site.Pins.Clear(rule, x.name.Host))
 		s.counters.pinsCleared.Add(1)
@@ -118,5 +117,5 @@ func setPath(u *url.URL, escaped string) (err error) {
 
 // pinRule is what the pins of a stateful path must know of it.
 func pinRule(st *route.Stateful) pin.Rule {
-	return pin.Rule{Name: st.Name, Entry: st.Entry, Exits: st.Exit, MaxLife: st.MaxLife, Idle: st.Idle}
+	return pin.Rule{Name: st.Name, Path: st.CookiePath(), MaxLife: st.MaxLife, Idle: st.Idle}
 }

@@ -14,11 +14,13 @@ import (
 	"time"
 
 	"peerage/balancing"
+	"peerage/edge/backend"
 )
 
 // A relay carries one request to the peer that must serve it, where a redirect would
 // break it: a body, a fetch of a script, a WebSocket. It goes over mutual TLS between
-// the nodes, and one hop only.
+// the nodes, and one hop only; all relays to a peer share an HTTP/2 connection, but each
+// upgrade has one of HTTP/1.1 for itself.
 //
 // The client's address travels in a header that is believed on this link and scrubbed
 // from every request that comes in from outside.
@@ -26,8 +28,13 @@ const (
 	relayPrefix = "Peerage-"
 	relayClient = relayPrefix + "Client"
 
-	relayConnect = 300 * time.Millisecond // a peer on the same network answers in much less
-	relayAnswer  = 70 * time.Second       // longer than a peer waits for its own back-ends
+	relayConnect   = 300 * time.Millisecond // the kernel of a peer on the same network answers in much less
+	relayHandshake = 2 * time.Second        // and TLS needs a CPU, which may be busy
+	relayAnswer    = 70 * time.Second       // longer than a peer waits for its own back-ends
+	relaySulk      = 500 * time.Millisecond // that a peer is left alone after it was not reached
+
+	relayStreams = 250       // requests at a time on one connection
+	relayWindow  = 256 << 10 // octets that are sent ahead on each of them
 )
 
 type relay struct {
@@ -35,17 +42,31 @@ type relay struct {
 	proxy httputil.ReverseProxy
 
 	mu   sync.Mutex
-	wire map[balancing.NodeID]*http.Transport // bounded by the nodes of the site
+	wire map[link]*http.Transport // bounded by the nodes of the site
+	lost map[balancing.NodeID]failure
+}
+
+// link is one of the two ways to a peer.
+type link struct {
+	peer    balancing.NodeID
+	upgrade bool // HTTP/1.1, which can turn into a tunnel
+}
+
+// failure says why a peer was not reached, for those who would try at the same moment.
+type failure struct {
+	at  time.Time
+	err error
 }
 
 func newRelay(c Config) *relay {
-	rl := &relay{c: c, wire: map[balancing.NodeID]*http.Transport{}}
+	rl := &relay{c: c, wire: map[link]*http.Transport{}, lost: map[balancing.NodeID]failure{}}
 	rl.proxy = httputil.ReverseProxy{
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL.Scheme, pr.Out.URL.Host = "https", "peer" // each peer has its own transport
 			pr.Out.Host = pr.In.Host
 			pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 			pr.Out.Header.Set(relayClient, pr.In.RemoteAddr)
+			backend.Via(pr)
 			if _, ok := pr.In.Header["User-Agent"]; !ok {
 				pr.Out.Header.Set("User-Agent", "") // or the transport would add its own
 			}
@@ -87,7 +108,7 @@ type relayPeer struct{}
 // relayTo carries r to the peer of x's decision.
 func (s *Server) relayTo(rec *recorder, r *http.Request, x *exchange) {
 	peer := x.view.Node(x.decision.Peer)
-	if peer == nil || !peer.Address.IsValid() {
+	if peer == nil || !relayAddr(peer).IsValid() {
 		rec.refuse(http.StatusServiceUnavailable, "the peer's address is not known yet")
 		return
 	}
@@ -102,43 +123,105 @@ func (rl *relay) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !ok {
 		return nil, errors.New("relay without a peer")
 	}
-	return rl.transport(peer.ID).RoundTrip(r)
+	return rl.transport(link{peer.ID, r.Header.Get("Upgrade") != ""}).RoundTrip(r)
 }
 
-// transport returns the connections to peer. HTTP/1.1 carries upgrades as well.
-func (rl *relay) transport(peer balancing.NodeID) *http.Transport {
+// transport returns the connections of a link.
+func (rl *relay) transport(to link) *http.Transport {
 	rl.mu.Lock()
 	defer rl.mu.Unlock()
-	t := rl.wire[peer]
+	t := rl.wire[to]
 	if t == nil {
-		t = &http.Transport{
-			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				conn, err := rl.dial(ctx, peer)
-				if err != nil {
-					return nil, &errConnect{err}
-				}
-				return conn, nil
-			},
-			ResponseHeaderTimeout: relayAnswer,
-			MaxIdleConnsPerHost:   64,
-			IdleConnTimeout:       60 * time.Second,
-			DisableCompression:    true,
-		}
-		rl.wire[peer] = t
+		t = rl.newTransport(to)
+		rl.wire[to] = t
 	}
 	return t
 }
 
-// dial connects to peer, at the address that the newest view has.
-func (rl *relay) dial(ctx context.Context, peer balancing.NodeID) (net.Conn, error) {
-	n := rl.c.View().Node(peer)
+func (rl *relay) newTransport(to link) *http.Transport {
+	t := &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := rl.dial(ctx, to)
+			if err != nil {
+				return nil, &errConnect{err}
+			}
+			return conn, nil
+		},
+		Protocols:             new(http.Protocols),
+		ResponseHeaderTimeout: relayAnswer,
+		IdleConnTimeout:       idleTimeout,
+		DisableCompression:    true,
+	}
+	if to.upgrade {
+		t.Protocols.SetHTTP1(true)
+		return t
+	}
+	t.Protocols.SetHTTP2(true)
+	t.MaxConnsPerHost = 1 // or a rush of requests would open a connection each; a full one is not counted
+	t.HTTP2 = &http.HTTP2Config{
+		MaxReceiveBufferPerStream: relayWindow,
+		SendPingTimeout:           3 * time.Second, // a peer that vanished must not hold its relays for ever
+		PingTimeout:               3 * time.Second,
+	}
+	return t
+}
+
+// dial connects to a peer, at the address that the newest view has.
+func (rl *relay) dial(ctx context.Context, to link) (net.Conn, error) {
+	n := rl.c.View().Node(to.peer)
 	if n == nil {
 		return nil, errors.New("it is not of this site")
 	}
-	ctx, cancel := context.WithTimeout(ctx, relayConnect)
+	if err := rl.lately(to.peer); err != nil {
+		return nil, err
+	}
+	conn, err := rl.connect(ctx, to, netip.AddrPortFrom(relayAddr(n), rl.c.Ports.Relay))
+	if err != nil && ctx.Err() == nil {
+		rl.mu.Lock()
+		defer rl.mu.Unlock()
+		rl.lost[to.peer] = failure{time.Now(), err}
+	}
+	return conn, err
+}
+
+func (rl *relay) connect(ctx context.Context, to link, addr netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{Timeout: relayConnect}
+	conn, err := d.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	conf := rl.c.RelayClient(to.peer).Clone()
+	conf.NextProtos = []string{"h2"}
+	if to.upgrade {
+		conf.NextProtos = []string{"http/1.1"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, relayHandshake)
 	defer cancel()
-	d := tls.Dialer{Config: rl.c.RelayClient(peer)}
-	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(n.Address, rl.c.Ports.Relay).String())
+	secure := tls.Client(conn, conf)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
+}
+
+// lately returns why peer was not reached a moment ago. Who waited for that attempt would
+// otherwise make one of his own, after all others in front of him.
+func (rl *relay) lately(peer balancing.NodeID) error {
+	rl.mu.Lock()
+	defer rl.mu.Unlock()
+	if f := rl.lost[peer]; time.Since(f.at) < relaySulk {
+		return f.err
+	}
+	return nil
+}
+
+// relayAddr is where n takes relays: on the internal network, if there is one.
+func relayAddr(n *balancing.Node) netip.Addr {
+	if n.Internal.IsValid() {
+		return n.Internal
+	}
+	return n.Address
 }
 
 func (rl *relay) close() {
@@ -156,13 +239,23 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 	if err != nil {
 		return nil, err
 	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	srv := newDrainable(&http.Server{
-		Handler:           h,
-		TLSConfig:         rl.c.RelayServer,
+		Handler:   h,
+		TLSConfig: rl.c.RelayServer.Clone(), // net/http writes to it
+		Protocols: protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          relayStreams,
+			MaxReceiveBufferPerStream:     relayWindow,
+			MaxReceiveBufferPerConnection: relayStreams * relayWindow, // no upload can hold up another
+			WriteByteTimeout:              patience,
+		},
 		MaxHeaderBytes:    2 * maxHeader,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
-		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withConn(ctx) },
+		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withConn(ctx, netip.Addr{}) },
 		ErrorLog:          slog.NewLogLogger(rl.c.Log.Handler(), slog.LevelDebug),
 	})
 	var wg sync.WaitGroup

@@ -6,11 +6,15 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"peerage/balancing"
 )
@@ -26,14 +30,14 @@ func TestPinnedElsewhere(t *testing.T) {
 		header       string
 		relayed      bool
 	}{
-		{"navigation (case 11)", "GET", "/bank/x?y=1", "Sec-Fetch-Mode: navigate", false},
+		{"navigation (row 11)", "GET", "/bank/x?y=1", "Sec-Fetch-Mode: navigate", false},
 		{"script", "GET", "/bank/x", "", false},
 		{"HEAD", "HEAD", "/bank/x", "", false},
 		{"entry", "GET", "/bank/", "", false},
-		{"exit by navigation (case 38)", "GET", "/bank/logout", "", false},
-		{"POST (case 12)", "POST", "/bank/x?y=1", "", true},
+		{"exit by navigation (row 38)", "GET", "/bank/logout", "", false},
+		{"POST (row 12)", "POST", "/bank/x?y=1", "", true},
 		{"DELETE", "DELETE", "/bank/x", "", true},
-		{"fetch (case 13)", "GET", "/bank/x", "Sec-Fetch-Mode: cors", true},
+		{"fetch (row 13)", "GET", "/bank/x", "Sec-Fetch-Mode: cors", true},
 		{"image", "GET", "/bank/x", "Sec-Fetch-Mode: no-cors", true},
 		{"range", "GET", "/bank/x", "Range: bytes=1-", true},
 		{"exit by POST", "POST", "/bank/logout", "", true},
@@ -95,7 +99,7 @@ func TestRelayedRequestGoesOneHop(t *testing.T) {
 	c.ask(t, question{at: "a", method: "POST", path: "/bank/x", header: []string{pinned}}).want(t, 503, "", "")
 }
 
-func TestWebSocketThroughRelay(t *testing.T) { // case 15
+func TestWebSocketThroughRelay(t *testing.T) { // row 15
 	c := newCluster(t, echoTunnel)
 	pinned := c.pin(t, "b")
 	c.change(func(n map[balancing.NodeID]*balancing.Node) { n["a"].State = balancing.Draining })
@@ -129,7 +133,7 @@ func TestRelayToDeadPeer(t *testing.T) {
 	receive(t, c.nodes["b"].done, "the end of b")
 	c.nodes["b"].cancel = nil
 	a := c.ask(t, question{at: "a", method: "POST", path: "/bank/x", header: []string{pinned}})
-	if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" || a.Header.Get("Cache-Control") != "no-store" { // case 22
+	if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" || a.Header.Get("Cache-Control") != "no-store" { // row 22
 		t.Errorf("status %d, header %v; want 503 with Retry-After", a.StatusCode, a.Header)
 	}
 }
@@ -189,23 +193,215 @@ func TestRelayTakesPeersOnly(t *testing.T) {
 	}
 }
 
+// countDials returns the count of connections that n opens to peers from now on.
+func countDials(n *node) *atomic.Int32 {
+	dials := new(atomic.Int32)
+	toPeer := n.relay.c.RelayClient
+	n.relay.c.RelayClient = func(peer balancing.NodeID) *tls.Config {
+		dials.Add(1)
+		return toPeer(peer)
+	}
+	return dials
+}
+
 // The connections to a peer are shared, however clients spell the host.
 func TestRelaySharesConnections(t *testing.T) {
 	c := newCluster(t, nil)
 	pinned := c.enter(t, "b", "/bank/")
-	var dials atomic.Int32
-	rl := c.nodes["a"].relay
-	toPeer := rl.c.RelayClient
-	rl.c.RelayClient = func(peer balancing.NodeID) *tls.Config {
-		dials.Add(1)
-		return toPeer(peer)
-	}
+	dials := countDials(c.nodes["a"])
 	for i := range 20 {
 		a := c.ask(t, question{at: "a", method: "POST", path: "/bank/x", header: []string{pinned, fmt.Sprintf("Host: %s:%d", host, 1000+i)}})
 		a.want(t, 200, "b", "")
 	}
 	if got := dials.Load(); got != 1 {
 		t.Errorf("20 requests in a row took %d connections to the peer, want 1", got)
+	}
+}
+
+// Requests at a time share connections as well, even if none was there to begin with.
+func TestRelaysAtOnceShareConnections(t *testing.T) {
+	for _, k := range []struct {
+		requests int
+		dials    int32
+	}{{100, 1}, {relayStreams + 50, 3}} {
+		t.Run(fmt.Sprint(k.requests), func(t *testing.T) {
+			open := make(chan struct{})
+			entered := make(chan struct{}, k.requests)
+			c := newCluster(t, func(id balancing.NodeID, w http.ResponseWriter, r *http.Request) {
+				if r.Method == "POST" {
+					entered <- struct{}{}
+					<-open
+				}
+				tell(id, w, r)
+			})
+			pinned := c.enter(t, "b", "/bank/")
+			dials := countDials(c.nodes["a"])
+			var clients []http.RoundTripper // each with a connection that takes 100 requests at a time
+			for range k.requests/maxStreams + 1 {
+				client := newClient("h2", c.nodes["a"].addr, c.ca.pool)
+				defer closeClient(client)
+				if _, err := c.tryWith(client, question{path: "/"}); err != nil {
+					t.Fatal(err)
+				}
+				clients = append(clients, client)
+			}
+			var asking sync.WaitGroup
+			for i := range k.requests {
+				asking.Go(func() {
+					q := question{method: "POST", path: "/bank/x", header: []string{pinned}, body: fmt.Sprint(i)}
+					a, err := c.tryWith(clients[i%len(clients)], q)
+					if err != nil || a.StatusCode != 200 {
+						t.Errorf("relay %d of many: %v, %v", i, a.body, err)
+						return
+					}
+					if s := a.seen(t); s.Node != "b" || s.Body != q.body {
+						t.Errorf("relay %d: %s saw body %q", i, s.Node, s.Body)
+					}
+				})
+			}
+			for range k.requests {
+				receive(t, entered, "all requests to be at the origin at once")
+			}
+			close(open)
+			asking.Wait()
+			if got := dials.Load(); got > k.dials {
+				t.Errorf("%d relays at once took %d connections to the peer, want at most %d", k.requests, got, k.dials)
+			}
+			if got := c.nodes["a"].Counters().Relays; got["pin-elsewhere"] != uint64(k.requests) || len(got) != 1 {
+				t.Errorf("counted relays %v, want %d for pin-elsewhere", got, k.requests)
+			}
+		})
+	}
+}
+
+// A peer that takes connections and says nothing keeps nobody waiting for long, however
+// many wait.
+func TestRelayToSilentPeer(t *testing.T) {
+	c := newCluster(t, nil)
+	pinned := c.enter(t, "b", "/bank/")
+	mute := freeAddr()
+	l, err := net.Listen("tcp", netip.AddrPortFrom(mute, testPorts.Relay).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c.change(func(n map[balancing.NodeID]*balancing.Node) { n["b"].Internal = mute })
+	dials := countDials(c.nodes["a"])
+	began := time.Now()
+	var asking sync.WaitGroup
+	for range 40 {
+		asking.Go(func() {
+			a, err := c.try(t.Context(), question{at: "a", method: "POST", path: "/bank/x", header: []string{pinned}})
+			if err != nil || a.StatusCode != 503 || a.Header.Get("Retry-After") != "1" {
+				t.Errorf("%v, %v; want 503", a.Response, err)
+			}
+		})
+	}
+	asking.Wait()
+	if took := time.Since(began); took > 3*relayHandshake || dials.Load() > 5 {
+		t.Errorf("40 requests took %v and %d connections", took, dials.Load())
+	}
+}
+
+// stream is an origin whose answer goes on while the request does: it sends back each
+// line when it comes, and ends with a trailer, as gRPC does.
+func stream(_ balancing.NodeID, w http.ResponseWriter, r *http.Request) {
+	if r.Method != "POST" {
+		return
+	}
+	w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+	w.Header().Set("Trailer", "Grpc-Status")
+	rc := http.NewResponseController(w)
+	rc.Flush()
+	for lines := bufio.NewReader(r.Body); ; {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			break
+		}
+		io.WriteString(w, line)
+		rc.Flush()
+	}
+	w.Header().Set("Grpc-Status", "0")
+}
+
+// Both directions of a relay are streams, each line seen before the next one is sent.
+func TestRelayStreamsBothWays(t *testing.T) {
+	c := newCluster(t, stream)
+	pinned := c.pin(t, "b")
+	for _, proto := range []string{"h2", "h3"} {
+		t.Run(proto, func(t *testing.T) {
+			body, upload := io.Pipe()
+			r, err := http.NewRequestWithContext(t.Context(), "POST", at("", "/bank/rpc"), body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", "application/grpc")
+			r.Header.Set("Te", "trailers")
+			r.Header.Set("Cookie", strings.TrimPrefix(pinned, "Cookie: "))
+			resp, err := c.client(proto, c.nodes["a"].addr).RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			answer := bufio.NewReader(resp.Body)
+			for _, line := range []string{"one\n", "two\n"} {
+				io.WriteString(upload, line)
+				if got, err := answer.ReadString('\n'); got != line {
+					t.Fatalf("came back %q, %v; want %q", got, err, line)
+				}
+			}
+			upload.Close()
+			if rest, err := io.ReadAll(answer); len(rest) > 0 || err != nil {
+				t.Errorf("then %q, %v", rest, err)
+			}
+			if got := resp.Trailer.Get("Grpc-Status"); got != "0" {
+				t.Errorf("trailer %v, want Grpc-Status 0", resp.Trailer)
+			}
+		})
+	}
+}
+
+// An event reaches the client when it happens; and the origin hears when the client has
+// gone away.
+func TestRelayedEvents(t *testing.T) {
+	gone := make(chan struct{}, 1)
+	c := newCluster(t, func(_ balancing.NodeID, w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/bank/events" {
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, "data: 1\n\n")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		gone <- struct{}{}
+	})
+	pinned := c.pin(t, "b")
+	for _, proto := range protocols {
+		t.Run(proto, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			resp, err := c.open(ctx, question{at: "a", proto: proto, path: "/bank/events", header: []string{pinned, "Accept: text/event-stream"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if got, err := bufio.NewReader(resp.Body).ReadString('\n'); got != "data: 1\n" {
+				t.Fatalf("first event %q, %v", got, err)
+			}
+			cancel()
+			receive(t, gone, "the origin to hear that the client is gone")
+		})
+	}
+}
+
+func TestRelayIsNamedInVia(t *testing.T) {
+	c := newCluster(t, nil)
+	pinned := c.enter(t, "b", "/bank/")
+	for proto, want := range map[string]string{"h1": "1.1 peerage", "h2": "2 peerage", "h3": "3 peerage"} {
+		s := c.ask(t, question{at: "a", proto: proto, method: "POST", path: "/bank/x", header: []string{pinned, "Via: 1.1 other"}}).seen(t)
+		if got := s.Header["Via"]; !slices.Equal(got, []string{"1.1 other", want}) {
+			t.Errorf("%s: Via %q, want %q after the other", proto, got, want)
+		}
 	}
 }
 

@@ -51,11 +51,12 @@ var (
 
 // cluster is a running site.
 type cluster struct {
-	t       testing.TB
-	ca      *authority
-	nodes   map[balancing.NodeID]*node
-	state   []balancing.Node // what all views are made of
-	clients map[string]http.RoundTripper
+	t        testing.TB
+	ca       *authority
+	nodes    map[balancing.NodeID]*node
+	state    []balancing.Node // what all views are made of
+	settings balancing.Settings
+	clients  map[string]http.RoundTripper
 }
 
 type node struct {
@@ -93,6 +94,7 @@ func build(t testing.TB, o origin) *cluster {
 		o = tell
 	}
 	c := &cluster{t: t, ca: newAuthority(t), nodes: map[balancing.NodeID]*node{}, clients: map[string]http.RoundTripper{}}
+	c.settings = balancing.Settings{Policy: balancing.Policy{Light: 50, Margin: 20, Rule: balancing.Patent}, Period: 500 * time.Millisecond}
 	ring, err := keys.NewRing(keys.Generate())
 	if err != nil {
 		t.Fatal(err)
@@ -103,13 +105,16 @@ func build(t testing.TB, o origin) *cluster {
 			ID: id, Address: addr, Home: []netip.Addr{addr}, Held: []netip.Addr{addr},
 			Capacity: 1, Online: true, State: balancing.OK, Incarnation: uint64(100 + i),
 		})
+		if id == "b" { // has an internal network of its own
+			c.state[i].Internal = freeAddr()
+		}
 	}
 	for i, id := range nodeIDs {
 		n := &node{id: id, addr: c.state[i].Address, access: make(lines, 1000), done: make(chan error, 1)}
 		n.Server = New(Config{
 			Self: id, Ports: testPorts, View: n.now.Load, Meter: meter.New(meter.Config{Full: 10}), Keys: ring,
 			TLS:         &tls.Config{Certificates: []tls.Certificate{c.ca.issue(t, host, "*."+host)}, NextProtos: []string{"h2", "http/1.1"}},
-			Relay:       n.addr,
+			Relay:       relayAddr(&c.state[i]),
 			RelayServer: c.ca.peerServer(t, id), RelayClient: c.ca.peerClient(t, id),
 			AccessLog: slog.New(slog.NewJSONHandler(n.access, nil)),
 			Log:       slog.New(slog.DiscardHandler),
@@ -149,10 +154,28 @@ func (c *cluster) site(t testing.TB, ring *keys.Ring, id balancing.NodeID, o ori
 	}
 	serve := func(w http.ResponseWriter, r *http.Request) { o(id, w, r) }
 	return &Site{
-		Name: "example", Policy: balancing.Policy{Light: 50, Margin: 20, Rule: balancing.Patent},
-		Names: names, Routes: table, Origins: []http.Handler{http.HandlerFunc(serve)},
+		Name: "example", Names: names, Routes: table, Origins: []http.Handler{http.HandlerFunc(serve)},
 		Pins:  pin.NewRing(ring.Sealer(keys.LabelPin), ring.Derive(keys.LabelPinName, ""), "example"),
 		Grace: 5 * time.Second,
+	}
+}
+
+// reroute gives all nodes another URI table.
+func (c *cluster) reroute(t testing.TB, rules ...route.Rule) {
+	t.Helper()
+	table, err := route.NewTable(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.resite(func(s *Site) { s.Routes = table })
+}
+
+// resite gives all nodes another site.
+func (c *cluster) resite(edit func(*Site)) {
+	for _, n := range c.nodes {
+		next := *n.site.Load()
+		edit(&next)
+		n.SetSite(&next)
 	}
 }
 
@@ -165,7 +188,7 @@ func (c *cluster) change(edit func(map[balancing.NodeID]*balancing.Node)) {
 	}
 	edit(byID)
 	for id, n := range c.nodes {
-		n.now.Store(&balancing.View{Self: id, Time: time.Now(), Nodes: c.state})
+		n.now.Store(&balancing.View{Self: id, Time: time.Now(), Nodes: c.state, Settings: c.settings})
 	}
 }
 
@@ -249,8 +272,35 @@ func (c *cluster) try(ctx context.Context, q question) (answer, error) {
 	return answer{resp, string(b)}, err
 }
 
+// tryWith is try with a client of the test's own.
+func (c *cluster) tryWith(client http.RoundTripper, q question) (answer, error) {
+	r, err := q.request(c.t.Context())
+	if err != nil {
+		return answer{}, err
+	}
+	resp, err := client.RoundTrip(r)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return answer{resp, string(b)}, err
+}
+
 // open is try, with the body left to read.
 func (c *cluster) open(ctx context.Context, q question) (*http.Response, error) {
+	r, err := q.request(ctx)
+	if err != nil {
+		return nil, err
+	}
+	addr := q.addr
+	if !addr.IsValid() {
+		addr = c.nodes[q.at].addr
+	}
+	return c.client(q.proto, addr).RoundTrip(r)
+}
+
+func (q question) request(ctx context.Context) (*http.Request, error) {
 	name := host
 	if q.name != "" {
 		name = q.name
@@ -275,11 +325,7 @@ func (c *cluster) open(ctx context.Context, q question) (*http.Response, error) 
 		}
 		r.Header[k] = append(r.Header[k], v)
 	}
-	addr := q.addr
-	if !addr.IsValid() {
-		addr = c.nodes[q.at].addr
-	}
-	return c.client(q.proto, addr).RoundTrip(r)
+	return r, nil
 }
 
 var clientsMu sync.Mutex

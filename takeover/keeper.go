@@ -23,6 +23,10 @@ const (
 	announceEvery = 30 * time.Second
 )
 
+// RenewEvery is how often a VIP that is held is added to its [Link] again: a quarter of
+// the kernel's lease on it.
+const RenewEvery = 500 * time.Millisecond
+
 // burst is when a VIP is announced after its claim. One second is the time for which
 // a Linux neighbour does not let a fresh ARP entry be changed.
 var burst = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second}
@@ -75,8 +79,10 @@ type vip struct {
 
 	since time.Time        // when the present burst of announcements began
 	sent  int              // announcements of it
+	renew time.Time        // when the kernel's lease is due to be renewed; zero for at once
 	due   time.Time        // when the next one is due; zero if it was not announced since its claim
 	rival balancing.NodeID // on-line peer that reports to hold it too
+	from  balancing.NodeID // peer that reported to hold it, and was heard of ever since
 
 	err   string    // of the last step, "" if it went well
 	retry time.Time // when a failed step may be tried again; zero for at once
@@ -149,6 +155,7 @@ func (k *Keeper) pass(ctx context.Context) time.Duration {
 	k.report()
 	for _, e := range k.vips {
 		if k.on[e.VIP] && k.mayHold(e) {
+			k.keep(ctx, e)
 			k.announce(ctx, e, rival(v, k.cfg.Self, e.VIP))
 		}
 	}
@@ -200,6 +207,7 @@ func (k *Keeper) look() *balancing.View {
 		}
 		delete(known, a.VIP)
 		e.Assignment = a
+		e.follow(&v)
 		k.vips = append(k.vips, e)
 	}
 	for _, e := range known { // no longer VIPs of the site
@@ -209,6 +217,15 @@ func (k *Keeper) look() *balancing.View {
 		}
 	}
 	return &v
+}
+
+// follow keeps track of the peer that e may come from.
+func (e *vip) follow(v *balancing.View) {
+	if r := rival(v, v.Self, e.VIP); r != "" {
+		e.from = r
+	} else if n := v.Node(e.from); n == nil || !n.Online && n.State != balancing.Leaving {
+		e.from = "" // it fell silent: who knows what is on its interface
+	}
 }
 
 // mayHold reports whether this node may go on holding e: because it serves, or as a last
@@ -244,8 +261,9 @@ func (k *Keeper) release(ctx context.Context, e *vip) {
 	k.cfg.Log.Info("vip released", "vip", e.VIP, "reason", e.Reason, "peer", e.Node)
 }
 
-// claim claims what should be claimed. The probes take a while, so all are made at the
-// same time, and afterwards the plan must still say so.
+// claim claims what should be claimed. What a peer has just said to have released is not
+// probed for: nobody answers for it. The probes take a while, so all are made at the same
+// time, and afterwards the plan must still say so.
 func (k *Keeper) claim(ctx context.Context, v *balancing.View) {
 	var wanted []*vip
 	for _, e := range k.vips {
@@ -259,7 +277,9 @@ func (k *Keeper) claim(ctx context.Context, v *balancing.View) {
 	errs := make([]error, len(wanted))
 	var probes sync.WaitGroup
 	for i, e := range wanted {
-		probes.Go(func() { errs[i] = call(ctx, k.probe, e.VIP) })
+		if e.from == "" {
+			probes.Go(func() { errs[i] = call(ctx, k.probe, e.VIP) })
+		}
 	}
 	probes.Wait()
 
@@ -279,8 +299,8 @@ func (k *Keeper) claim(ctx context.Context, v *balancing.View) {
 			k.fail(ctx, e, "vip claim failed", err)
 			continue
 		}
-		k.on[e.VIP] = true
-		e.err, e.due = "", time.Time{}
+		k.on[e.VIP], e.from = true, ""
+		e.err, e.due, e.renew = "", time.Time{}, time.Now().Add(RenewEvery)
 		k.cfg.Log.Info("vip claimed", "vip", e.VIP, "reason", e.Reason, "peer", v.Home(e.VIP).ID)
 	}
 }
@@ -292,6 +312,18 @@ func (k *Keeper) probe(ctx context.Context, vip netip.Addr) error {
 		err = fmt.Errorf("claim %s: another host answers for it", vip)
 	}
 	return err
+}
+
+// keep renews the kernel's lease on e when that is due.
+func (k *Keeper) keep(ctx context.Context, e *vip) {
+	now := time.Now()
+	if e.renew.After(now) {
+		return
+	}
+	e.renew = now.Add(RenewEvery)
+	if err := call(ctx, k.cfg.Link.Add, e.VIP); err != nil {
+		k.fail(ctx, e, "vip not renewed", err)
+	}
 }
 
 // announce sends the announcement of e that is due, if one is. The burst begins when e
@@ -369,8 +401,12 @@ func (k *Keeper) rest() time.Duration {
 		if !e.retry.IsZero() && e.retry.Before(next) {
 			next = e.retry
 		}
-		if k.on[e.VIP] && k.mayHold(e) && e.due.Before(next) {
-			next = e.due
+		if k.on[e.VIP] && k.mayHold(e) {
+			for _, due := range []time.Time{e.due, e.renew} {
+				if due.Before(next) {
+					next = due
+				}
+			}
 		}
 	}
 	return next.Sub(now)

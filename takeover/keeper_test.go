@@ -397,7 +397,7 @@ func TestKeeperHoldsNoMoreThanAReportCanName(t *testing.T) {
 		for _, s := range h.keeper.Status().VIPs {
 			if s.Held {
 				held++
-			} else if !strings.Contains(s.Err, "holds 64 VIPs already") {
+			} else if !strings.Contains(s.Err, fmt.Sprintf("holds %d VIPs already", balancing.MaxHeld)) {
 				t.Errorf("error for %s: got %q, want one that names the limit", s.VIP, s.Err)
 			}
 		}

@@ -35,7 +35,9 @@ type Link interface {
 	// Addrs returns the addresses that are on the interface in the manner of a
 	// VIP, whoever put them there, in no particular order.
 	Addrs(context.Context) ([]netip.Addr, error)
-	// Add puts an address on the interface. It is no error if it is there already.
+	// Add puts an address on the interface. It is no error if it is there already. The
+	// address need not stay for longer than two seconds unless it is added again: who
+	// freezes or dies shall not go on answering.
 	Add(context.Context, netip.Addr) error
 	// Remove takes an address off the interface. It is no error if it is not there.
 	Remove(context.Context, netip.Addr) error

@@ -93,30 +93,21 @@ func edgeSite(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, handlers [
 	if err != nil {
 		return nil, err
 	}
-	var rules []route.Rule
-	for i, r := range doc.Routes {
-		rule := route.Rule{Host: r.Host, Path: r.Path, Nodes: r.Nodes, Spill: r.WhenDown == site.Spill, Index: i}
-		if s := r.Stateful; s != nil {
-			rule.Stateful = &route.Stateful{
-				Name: r.Host + s.Entry, Entry: s.Entry, Exit: s.Exit, OnOwnerLoss: s.OnOwnerLoss,
-				EntryKeepsPin: s.EntryKeepsPin, Idle: s.Idle, MaxLife: s.MaxLife,
-			}
-		}
-		rules = append(rules, rule)
-	}
-	table, err := route.NewTable(rules)
+	table, err := route.NewTable(doc.Rules())
 	if err != nil {
 		return nil, err
 	}
-	b := doc.Balancing
 	return &edge.Site{
 		Name:    doc.Site,
-		Policy:  balancing.Policy{Light: b.Light, Margin: b.Margin, Below: b.Below, Rule: b.Rule, Choice: b.Choice},
 		Names:   names,
 		Routes:  table,
 		Origins: handlers,
 		Pins:    pin.NewRing(ring.Sealer(keys.LabelPin), ring.Derive(keys.LabelPinName, ""), doc.Site),
 		Grace:   doc.Drain.Grace,
+
+		MaxRequests:    doc.Limits.Requests,
+		Proxies:        doc.Proxies.Trusted,
+		ProxyRedirects: doc.Proxies.Redirect,
 	}, nil
 }
 
@@ -175,6 +166,7 @@ func openOrigins(self balancing.NodeID, doc *site.Document, log *slog.Logger) (_
 		}
 		o.pools[name] = backend.New(c)
 	}
+	rules := doc.Rules()
 	for i, r := range doc.Routes {
 		if r.Static == nil {
 			o.handlers = append(o.handlers, o.pools[r.Backend])
@@ -187,7 +179,7 @@ func openOrigins(self balancing.NodeID, doc *site.Document, log *slog.Logger) (_
 			return nil, fmt.Errorf("routes[%d]: %w", i, err)
 		}
 		o.files = append(o.files, h)
-		o.handlers = append(o.handlers, below(strings.TrimSuffix(r.Path, "/"), h))
+		o.handlers = append(o.handlers, below(strings.TrimRight(rules[i].Path, "/*"), h))
 	}
 	return o, nil
 }
@@ -250,12 +242,16 @@ func (f *fanout) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-f.from:
-			for _, c := range f.to {
-				select {
-				case c <- struct{}{}:
-				default: // there is a signal waiting
-				}
-			}
+			f.signal()
+		}
+	}
+}
+
+func (f *fanout) signal() {
+	for _, c := range f.to {
+		select {
+		case c <- struct{}{}:
+		default: // there is a signal waiting
 		}
 	}
 }

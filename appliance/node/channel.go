@@ -42,11 +42,12 @@ type toGuard struct {
 
 // token says that the server is well, and how it is.
 type token struct {
-	Load   balancing.Load      `json:"load"`
-	Debit  balancing.Load      `json:"debit"`
-	Shed   balancing.Load      `json:"shed"`
-	Unable []balancing.RouteID `json:"unable,omitempty"`
-	Amiss  []string            `json:"amiss,omitempty"` // what an operator should see to
+	Load     balancing.Load      `json:"load"`
+	Debit    balancing.Load      `json:"debit"`
+	Shed     balancing.Load      `json:"shed"`
+	InFlight int64               `json:"in_flight"` // requests in progress
+	Unable   []balancing.RouteID `json:"unable,omitempty"`
+	Amiss    []string            `json:"amiss,omitempty"` // what an operator should see to
 }
 
 // GuardStatus is what the guard knows and the server shows.

@@ -35,8 +35,8 @@ func (s *server) diagnose() (unable []balancing.RouteID, amiss []string) {
 			amiss = append(amiss, fmt.Sprintf("back-end %s: %d of its %d servers are not well", name, len(servers)-well, len(servers)))
 		}
 	}
-	for _, r := range s.document.Routes {
-		if r.Static == nil && down[r.Backend] && len(unable) < balancing.MaxUnable {
+	for i, r := range s.rules {
+		if d := &s.document.Routes[i]; d.Static == nil && down[d.Backend] && len(unable) < balancing.MaxUnable {
 			unable = append(unable, balancing.RouteIDOf(r.Host, r.Path))
 		}
 	}

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,6 +42,8 @@ type guard struct {
 	keeper   *takeover.Keeper
 	started  time.Time
 	keep     chan balancing.Settings // capacity 1: the newest to be kept
+
+	lingers atomic.Bool // the node leaves, and still works on what clients have asked
 
 	mu     sync.Mutex
 	facts  facts
@@ -128,7 +132,7 @@ func (g *guard) run(ctx context.Context) error {
 	g.keeper = takeover.New(takeover.Config{
 		Self:    g.nodeFile.Name,
 		Link:    link,
-		View:    g.exchange.View,
+		View:    g.planView,
 		Changed: views.subscribe(),
 		Held:    func(held []netip.Addr) { g.exchange.Update(func(s *heartbeat.Status) { s.Held = held }) },
 		Log:     g.log,
@@ -161,10 +165,16 @@ func (g *guard) run(ctx context.Context) error {
 	case err = <-failed:
 	}
 	g.log.Info("node leaving")
+	g.lingers.Store(err == nil)
 	g.mu.Lock()
 	g.facts.leaving = true
 	g.mu.Unlock()
 	g.judge(time.Now())
+	if g.lingers.Load() {
+		g.awaitWork()
+		g.lingers.Store(false)
+		views.signal()
+	}
 	g.awaitHandOver()
 	endServer()
 	server.Wait()
@@ -176,17 +186,48 @@ func (g *guard) run(ctx context.Context) error {
 	return err
 }
 
+// planView is the view that the keeper plans from. What a client of a VIP has asked can
+// be answered only while the VIP is here; so a node that leaves holds what it has until
+// its work is done, although it tells the peers already that it takes no more.
+func (g *guard) planView() *balancing.View {
+	v := g.exchange.View()
+	if !g.lingers.Load() {
+		return v
+	}
+	c := *v
+	c.Nodes = slices.Clone(v.Nodes)
+	if me := c.Me(); me != nil && me.State == balancing.Draining {
+		me.State = balancing.OK
+	}
+	return &c
+}
+
+// awaitWork gives work in progress the time of the document to end.
+func (g *guard) awaitWork() {
+	g.await(g.document.Drain.Grace, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.server == nil || g.facts.idle >= idleTokens
+	})
+}
+
 // awaitHandOver gives the keeper a moment to hand the VIPs to the peers, so that no
-// client meets a closed door. The last node of a site has nobody to hand them to.
+// client meets a closed door.
 func (g *guard) awaitHandOver() {
-	deadline := time.NewTimer(time.Second)
+	g.await(time.Second, func() bool { return false })
+}
+
+// await returns when done says so, when the time is over, and when there is nothing to
+// hand over, or nobody to hand it to: as at the last node of a site.
+func (g *guard) await(atMost time.Duration, done func() bool) {
+	deadline := time.NewTimer(atMost)
 	defer deadline.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		v := g.exchange.View()
 		others := slices.ContainsFunc(v.Nodes, func(n balancing.Node) bool { return n.ID != v.Self && n.Serves() })
-		if me := v.Me(); !others || me == nil || len(me.Held) == 0 {
+		if me := v.Me(); !others || me == nil || len(me.Held) == 0 || done() {
 			return
 		}
 		select {
@@ -209,11 +250,23 @@ func (g *guard) holdHome(ctx context.Context, link takeover.Link) error {
 		}
 	}
 	g.exchange.Update(func(s *heartbeat.Status) { s.Held = home })
-	<-ctx.Done()
-	for _, vip := range home {
-		link.Remove(context.WithoutCancel(ctx), vip)
+	renew := time.NewTicker(takeover.RenewEvery)
+	defer renew.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			for _, vip := range home {
+				link.Remove(context.WithoutCancel(ctx), vip)
+			}
+			return nil
+		case <-renew.C:
+			for _, vip := range home {
+				if err := link.Add(ctx, vip); err != nil && ctx.Err() == nil {
+					g.log.Warn("vip not renewed", "vip", vip, "err", err)
+				}
+			}
+		}
 	}
-	return nil
 }
 
 // watch passes each new view to the server, and judges the node's own state whenever
@@ -229,9 +282,19 @@ func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 			g.judge(time.Now())
 			g.tell()
 		case <-tick.C:
+			g.mu.Lock()
+			g.facts.carrier(time.Now(), hasCarrier(g.nodeFile.Interfaces.Public))
+			g.mu.Unlock()
 			g.judge(time.Now())
 		}
 	}
+}
+
+// hasCarrier reports whether the interface can reach its network: no cable is pulled. One
+// that cannot be asked is taken to be well.
+func hasCarrier(name string) bool {
+	ifi, err := net.InterfaceByName(name)
+	return err != nil || ifi.Flags&net.FlagRunning != 0
 }
 
 // judge says in the reports what state the node is in.
@@ -398,7 +461,7 @@ func (g *guard) wellAt(now time.Time, t token) {
 		t.Unable = t.Unable[:balancing.MaxUnable]
 	}
 	g.mu.Lock()
-	g.facts.token, g.facts.told = now, t
+	g.facts.tell(now, t)
 	g.mu.Unlock()
 	g.judge(now)
 }

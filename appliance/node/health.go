@@ -21,7 +21,31 @@ type facts struct {
 	refused uint64          // such reports so far
 	well    time.Time       // since when the tokens have come without a gap
 	serves  time.Time       // when it began to serve after its peers did; zero if they began together
+	cut     bool            // the public interface has no carrier
+	mended  time.Time       // when it last got it back
 	leaving bool
+	idle    int // tokens in a row, since the node leaves, that told of no request in progress
+}
+
+// idleTokens of them say that the work in progress has ended: the first may have been
+// under way before the server knew that the node leaves.
+const idleTokens = 2
+
+// tell takes a health token that came at now.
+func (f *facts) tell(now time.Time, t token) {
+	f.token, f.told = now, t
+	f.idle++
+	if t.InFlight > 0 || !f.leaving {
+		f.idle = 0
+	}
+}
+
+// carrier takes whether the public interface has a carrier at now.
+func (f *facts) carrier(now time.Time, has bool) {
+	if f.cut && has {
+		f.mended = now
+	}
+	f.cut = !has
 }
 
 // judge settles the node's state at now; held says that a peer holds a VIP of this
@@ -36,7 +60,8 @@ func (f *facts) judge(now time.Time, held bool) balancing.State {
 }
 
 func (f *facts) next(now time.Time, held bool) balancing.State {
-	fresh := !f.token.IsZero() && now.Sub(f.token) <= f.stale
+	// Behind a cable that is pulled a server is well, and of no use.
+	fresh := !f.token.IsZero() && now.Sub(f.token) <= f.stale && !f.cut
 	switch {
 	case !fresh:
 		f.well = time.Time{}
@@ -50,7 +75,7 @@ func (f *facts) next(now time.Time, held bool) balancing.State {
 		return balancing.Sick
 	case f.current == balancing.OK, f.current == balancing.Degraded:
 		return f.serving(now)
-	case !fresh, now.Sub(f.started) < f.listen:
+	case !fresh, now.Sub(f.started) < f.listen, now.Sub(f.mended) < f.listen:
 		return balancing.Joining
 	case held && now.Sub(f.well) < f.holdDown:
 		return balancing.Joining
@@ -72,6 +97,9 @@ const clockWord = 10 * time.Second
 // amiss lists what an operator should see to, although the node serves.
 func (f *facts) amiss(now time.Time) []string {
 	all := slices.Clone(f.told.Amiss)
+	if f.cut {
+		all = append(all, "the public interface has no carrier")
+	}
 	if !f.clock.IsZero() && now.Sub(f.clock) < clockWord {
 		all = append(all, "the clock differs from that of a peer by more than 30 s")
 	}

@@ -23,6 +23,7 @@ func TestStateOfANode(t *testing.T) {
 		token bool // the server has just served itself
 		held  bool // a peer holds a VIP of this node
 		leave bool
+		cut   bool   // the public interface has no carrier
 		amiss string // what the server says is amiss
 		want  balancing.State
 	}
@@ -70,6 +71,24 @@ func TestStateOfANode(t *testing.T) {
 			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.Joining},
 			{after: 1400 * time.Millisecond, token: true, held: true, want: balancing.OK},
 		},
+		"a cable is pulled and plugged in again": {
+			{after: time.Second, token: true, want: balancing.OK},
+			{after: 100 * time.Millisecond, token: true, cut: true, want: balancing.Sick},
+			{after: time.Second, token: true, cut: true, want: balancing.Sick},
+			{after: 100 * time.Millisecond, token: true, want: balancing.Joining},
+			{after: 500 * time.Millisecond, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.Joining},
+			{after: time.Second, token: true, held: true, want: balancing.OK},
+		},
+		"a cable is pulled, and nobody stands in": {
+			{after: time.Second, token: true, want: balancing.OK},
+			{after: 100 * time.Millisecond, token: true, cut: true, want: balancing.Sick},
+			{after: 100 * time.Millisecond, token: true, want: balancing.Joining},
+			{after: listen, token: true, want: balancing.OK},
+		},
 		"something is amiss": {
 			{after: time.Second, token: true, amiss: "disk", want: balancing.Degraded},
 			{after: time.Second, token: true, amiss: "disk", want: balancing.Degraded},
@@ -92,6 +111,7 @@ func TestStateOfANode(t *testing.T) {
 				if s.token {
 					f.token = now
 				}
+				f.carrier(now, !s.cut)
 				f.leaving = f.leaving || s.leave
 				f.told.Amiss = strings.Fields(s.amiss)
 				if got := f.judge(now, s.held); got != s.want {
@@ -99,6 +119,32 @@ func TestStateOfANode(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestWorkHasEnded is about the moment from which a node that leaves may give its VIPs
+// away.
+func TestWorkHasEnded(t *testing.T) {
+	var f facts
+	for i, s := range []struct {
+		leaves   bool
+		inFlight int64
+		want     bool
+	}{
+		{},
+		{},
+		{}, // before it leaves, nothing counts
+		{leaves: true, inFlight: 3},
+		{leaves: true},
+		{leaves: true, inFlight: 1},
+		{leaves: true},
+		{leaves: true, want: true},
+	} {
+		f.leaving = s.leaves
+		f.tell(time.Unix(int64(i), 0), token{InFlight: s.inFlight})
+		if got := f.idle >= idleTokens; got != s.want {
+			t.Errorf("token %d: ended %v, want %v", i+1, got, s.want)
+		}
 	}
 }
 

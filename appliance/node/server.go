@@ -23,6 +23,7 @@ import (
 	"peerage/balancing/meter"
 	"peerage/dnsserver"
 	"peerage/edge"
+	"peerage/edge/route"
 	"peerage/tls/certs"
 )
 
@@ -31,6 +32,7 @@ import (
 type server struct {
 	nodeFile *site.NodeFile
 	document *site.Document
+	rules    []route.Rule // of the document
 	guard    *channel
 	ca       *certs.CA
 	log      *slog.Logger
@@ -42,6 +44,7 @@ type server struct {
 	dns     *dnsserver.Server // nil without a zone
 	origins *origins
 	started time.Time
+	ask     chan struct{} // capacity 1: the peers should be asked for their reports
 }
 
 // errGuardGone ends a server whose guard has died: the VIPs are no longer this node's
@@ -49,7 +52,7 @@ type server struct {
 var errGuardGone = errors.New("the guard is gone")
 
 func newServer(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, ca *certs.CA, guard *channel, access *slog.Logger, log *slog.Logger) (*server, error) {
-	s := &server{nodeFile: nf, document: doc, guard: guard, ca: ca, log: log, started: time.Now()}
+	s := &server{nodeFile: nf, document: doc, rules: doc.Rules(), guard: guard, ca: ca, log: log, started: time.Now(), ask: make(chan struct{}, 1)}
 	s.meter = meter.New(meterConfig(nf, doc))
 	s.view.Store(firstView(nf, doc))
 
@@ -79,6 +82,7 @@ func newServer(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, ca *certs
 		View:        s.view.Load,
 		Meter:       s.meter,
 		Keys:        ring,
+		Ask:         s.wantReports,
 		TLS:         certs.ServerConfig(manager.GetCertificate, certs.Intermediate),
 		Relay:       nf.Address.Internal,
 		RelayServer: relayServer,
@@ -117,6 +121,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	run("own load", s.refresh)
 	run("self-check", s.check)
+	run("questions", s.askPeers)
 	run("control socket", s.control)
 	s.follow() // the initial set: the host address
 	var hearing sync.WaitGroup
@@ -201,6 +206,29 @@ func (s *server) refresh(ctx context.Context) error {
 	}
 }
 
+// wantReports is for a request that finds what is known of the peers too old. It does not
+// wait.
+func (s *server) wantReports() {
+	select {
+	case s.ask <- struct{}{}:
+	default:
+	}
+}
+
+// askPeers passes on to the guard that reports are wanted.
+func (s *server) askPeers(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.ask:
+			if s.guard.send(toGuard{Ask: true}) != nil {
+				return errGuardGone
+			}
+		}
+	}
+}
+
 // settling is how long a server that starts may fail its own check without a word: its
 // listeners are being opened.
 const settling = time.Second
@@ -239,7 +267,8 @@ func (s *server) check(ctx context.Context) error {
 			}
 		default:
 			failing = ""
-			t := &token{Load: s.meter.Load()}
+			t := &token{Load: s.meter.Load(), InFlight: s.meter.InFlight()}
+			t.Debit, t.Shed = s.edge.Books()
 			t.Unable, t.Amiss = s.diagnose()
 			if s.guard.send(toGuard{Token: t}) != nil {
 				return errGuardGone

@@ -12,6 +12,7 @@ import (
 	"peerage/balancing"
 	"peerage/balancing/heartbeat"
 	"peerage/balancing/meter"
+	"peerage/edge/route"
 )
 
 // The comments on the types and fields of this file are the manual of the site document:
@@ -53,6 +54,12 @@ type Document struct {
 
 	// The zone that the nodes answer DNS questions for. Without it they answer none.
 	DNS *DNS `yaml:"dns"`
+
+	// Proxies in front of the nodes that say for whom they ask.
+	Proxies Proxies `yaml:"proxies"`
+
+	// What one node bears at a time.
+	Limits Limits `yaml:"limits"`
 
 	// How a node leaves.
 	Drain Drain `yaml:"drain"`
@@ -208,7 +215,8 @@ type Route struct {
 	Host string `yaml:"host" example:"www.example.com"`
 
 	// Path that the route is for, in canonical form. One that ends in a slash is for all
-	// below it too, any other for itself only.
+	// below it too, one that ends in a star for all that begin so, any other for itself
+	// only. 'none' is for requests that name no path.
 	Path string `yaml:"path" required:"true" example:"/app/"`
 
 	// Files to serve.
@@ -250,8 +258,11 @@ type Static struct {
 // Stateful rules a path under which a client stays on its node.
 type Stateful struct {
 	// Path within the route up to and including which a client may be sent to another
-	// node. Below it the client is pinned.
-	Entry string `yaml:"entry" required:"true" example:"/banking/"`
+	// node. Below it the client is pinned. Without it, it is the path of the route.
+	Entry string `yaml:"entry" example:"/banking/"`
+
+	// Where a pin binds: 'path' is below the entry, 'site' is everywhere on the host.
+	Scope route.Scope `yaml:"scope" default:"path"`
 
 	// Paths that end the stay. They may lie anywhere on the site.
 	Exit []string `yaml:"exit" max:"100" example:"[/banking/logout]"`
@@ -325,6 +336,24 @@ type DNS struct {
 type Drain struct {
 	// How long work in progress has to end when a node leaves.
 	Grace time.Duration `yaml:"grace" default:"30s" min:"0s" max:"1h"`
+}
+
+// Proxies are believed when they say for whom they ask.
+type Proxies struct {
+	// Networks that they ask from. From anywhere else, what a request says of its client is
+	// taken out.
+	Trusted []netip.Prefix `yaml:"trusted" max:"100" example:"[10.0.0.0/24]"`
+
+	// Whether clients behind them can reach the node names, so that they can be sent there.
+	// If not, nodes carry their requests to each other in place of it.
+	Redirect bool `yaml:"redirect" default:"false"`
+}
+
+// Limits are what one node bears at a time.
+type Limits struct {
+	// Requests in progress beyond which a node refuses new ones with 503. Clients that are
+	// pinned to it have a quarter more. 0 is no limit.
+	Requests int `yaml:"requests" default:"20000" min:"0" max:"10000000"`
 }
 
 // Logs says what is written down.

@@ -19,7 +19,7 @@ func TestVIPsMustLieInANetwork(t *testing.T) {
 		t.Errorf("all VIPs lie in %v, got\n%v", both, ps)
 	}
 	ps := doc.CheckInterfaces([]Network{network("127.0.0.0/8", "lo"), network("192.0.2.0/24", "eth0")})
-	want := `testdata/good/full.yaml:7:47: nodes.n1.vips[1]: 2001:db8::11 lies in no network here; the networks are 127.0.0.0/8 (lo), 192.0.2.0/24 (eth0)
+	want := `testdata/good/full.yaml:7:67: nodes.n1.vips[1]: 2001:db8::11 lies in no network here; the networks are 127.0.0.0/8 (lo), 192.0.2.0/24 (eth0)
 testdata/good/full.yaml:8:47: nodes.n2.vips[1]: 2001:db8::12 lies in no network here; the networks are 127.0.0.0/8 (lo), 192.0.2.0/24 (eth0)`
 	if ps.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", ps, want)

@@ -1,6 +1,7 @@
 package site
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"net/url"
@@ -22,7 +23,7 @@ func (c *checker) routes() {
 		c.routeHost(r, at)
 		c.routeOrigin(r, at)
 		c.nodeList(r.Nodes, at+".nodes")
-		if c.ok(at+".path") && c.canonical(r.Path, at+".path") {
+		if c.ok(at+".path") && (r.Path == noPath || c.canonical(r.Path, at+".path")) {
 			if other, ok := c.first(paths, r.Host+r.Path, at+".path"); !ok {
 				c.bad(at+".path", "%s is %s too; give each path one route", quote(r.Host+r.Path), other)
 			}
@@ -32,6 +33,30 @@ func (c *checker) routes() {
 		}
 	}
 	c.table()
+}
+
+// noPath is the path of a route for requests that name none.
+const noPath = "none"
+
+// Rules returns the routes as the edge matches them, in their order.
+func (d *Document) Rules() []route.Rule {
+	rules := make([]route.Rule, len(d.Routes))
+	for i, r := range d.Routes {
+		rules[i] = route.Rule{Host: r.Host, Path: r.Path, Nodes: r.Nodes, Spill: r.WhenDown == Spill, Move: d.Balancing.Move, Index: i}
+		if r.Path == noPath {
+			rules[i].Path, rules[i].NoURI = "", true
+		}
+		if r.Move != nil {
+			rules[i].Move = *r.Move
+		}
+		if s := r.Stateful; s != nil {
+			rules[i].Stateful = &route.Stateful{
+				Name: r.Host + cmp.Or(s.Entry, r.Path), Entry: s.Entry, Exit: s.Exit, Scope: s.Scope, OnOwnerLoss: s.OnOwnerLoss,
+				EntryKeepsPin: s.EntryKeepsPin, Idle: s.Idle, MaxLife: s.MaxLife,
+			}
+		}
+	}
+	return rules
 }
 
 func (c *checker) routeHost(r *Route, at string) {
@@ -56,7 +81,7 @@ func (c *checker) routeOrigin(r *Route, at string) {
 	if !c.ok(static) {
 		return
 	}
-	if c.ok(at+".path") && !strings.HasSuffix(r.Path, "/") {
+	if c.ok(at+".path") && r.Path != noPath && !strings.HasSuffix(strings.TrimSuffix(r.Path, "*"), "/") {
 		c.bad(at+".path", "%s is a single path, and 'static' serves what lies below one; end it with a slash", quote(r.Path))
 	}
 	if dir := static + ".dir"; c.ok(dir) && !filepath.IsAbs(r.Static.Dir) {
@@ -90,9 +115,14 @@ func (c *checker) node(id balancing.NodeID, at string) {
 	}
 }
 
-// canonical checks that p is a path as package route matches it.
+// canonical checks that p is a path as package route matches it, with a star at its end or
+// without.
 func (c *checker) canonical(p, at string) bool {
-	form, query, err := route.Canonical(p)
+	path, star := strings.CutSuffix(p, "*")
+	form, query, err := route.Canonical(path)
+	if star {
+		form += "*"
+	}
 	switch {
 	case err != nil:
 		c.bad(at, "%s: %s; write a path such as /app/", quote(p), strings.TrimPrefix(err.Error(), "request target: "))
@@ -118,20 +148,30 @@ func covers(pattern, path string) bool {
 
 // stateful checks the stateful rule of r. entries and exits hold those of all routes.
 func (c *checker) stateful(r *Route, at string, entries, exits map[string]string) {
-	s, entry := r.Stateful, at+".entry"
-	good := c.ok(entry) && c.canonical(s.Entry, entry)
-	if good && !covers(r.Path, s.Entry) {
+	s := r.Stateful
+	entry, good := at+".entry", r.Path != noPath
+	switch begin := cmp.Or(s.Entry, r.Path); {
+	case !good:
+		c.bad(at, "a request without a path has nothing below it to stay on; write a path for the route")
+	case s.Entry != "" && (!c.ok(entry) || !c.canonical(s.Entry, entry)):
+		good = false
+	case s.Entry != "" && !covers(r.Path, s.Entry):
 		c.bad(entry, "%s lies outside the route for %s; put it below", quote(s.Entry), quote(r.Path))
-	} else if other, ok := c.first(entries, r.Host+s.Entry, entry); good && !ok {
-		c.bad(entry, "%s is %s too; an entry begins one stay", quote(s.Entry), other)
+	default:
+		if s.Entry == "" {
+			entry = at
+		}
+		if other, ok := c.first(entries, r.Host+begin, entry); !ok {
+			c.bad(entry, "%s is %s too; an entry begins one stay", quote(begin), other)
+		}
 	}
 	for i, exit := range s.Exit {
 		p := item(at+".exit", i)
 		if !c.ok(p) || !c.canonical(exit, p) {
 			continue
 		}
-		if good && covers(exit, s.Entry) {
-			c.bad(p, "%s takes in the entry %s, so that no stay could begin; write a path below it", quote(exit), quote(s.Entry))
+		if begin := cmp.Or(s.Entry, strings.TrimSuffix(r.Path, "*")); good && covers(exit, begin) {
+			c.bad(p, "%s takes in the entry %s, so that no stay could begin; write a path below it", quote(exit), quote(begin))
 		}
 		if other, ok := c.first(exits, r.Host+exit, p); !ok {
 			c.bad(p, "%s is %s too; an exit ends one stay", quote(exit), other)
@@ -144,15 +184,7 @@ func (c *checker) table() {
 	if !c.sound("routes") {
 		return
 	}
-	var rules []route.Rule
-	for i, r := range c.doc.Routes {
-		rule := route.Rule{Host: r.Host, Path: r.Path, Nodes: r.Nodes, Index: i}
-		if s := r.Stateful; s != nil {
-			rule.Stateful = &route.Stateful{Name: r.Host + s.Entry, Entry: s.Entry, Exit: s.Exit, Idle: s.Idle, MaxLife: s.MaxLife}
-		}
-		rules = append(rules, rule)
-	}
-	if _, err := route.NewTable(rules); err != nil {
+	if _, err := route.NewTable(c.doc.Rules()); err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
 			c.bad("routes", "%s; change one of the two", line)
 		}

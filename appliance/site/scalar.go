@@ -19,6 +19,7 @@ import (
 var (
 	durationType = reflect.TypeFor[time.Duration]()
 	addrType     = reflect.TypeFor[netip.Addr]()
+	prefixType   = reflect.TypeFor[netip.Prefix]()
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
@@ -213,6 +214,8 @@ func wanted(t reflect.Type) string {
 		return "a duration such as 500ms or 2s"
 	case t == addrType:
 		return "an IP address such as 192.0.2.11 or 2001:db8::11"
+	case t == prefixType:
+		return "a network such as 10.0.0.0/24 or 2001:db8::/48"
 	case t == reflect.TypeFor[Addresses]():
 		return "an IP address such as 192.0.2.1, or one for each network as in {public: 192.0.2.1, internal: 10.0.0.1}"
 	case namesOf(t) != nil:

@@ -87,6 +87,8 @@ func scalarSchema(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Type: "string", Pattern: `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`}
 	case t == addrType:
 		return &jsonschema.Schema{Type: "string", AnyOf: []*jsonschema.Schema{{Format: "ipv4"}, {Format: "ipv6"}}}
+	case t == prefixType:
+		return &jsonschema.Schema{Type: "string", Pattern: "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
 	case namesOf(t) != nil:
 		s := &jsonschema.Schema{Type: "string"}
 		for _, name := range namesOf(t) {

@@ -19,13 +19,15 @@ import (
 
 	"peerage/balancing"
 	"peerage/balancing/heartbeat"
+	"peerage/balancing/meter"
+	"peerage/edge/route"
 )
 
 var update = flag.Bool("update", false, "write what is wrong with the files in testdata/bad anew")
 
 // equal says what differs between two documents, but for where they were read from.
 func equal(a, b any) string {
-	return cmp.Diff(a, b, cmpopts.IgnoreUnexported(Document{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
+	return cmp.Diff(a, b, cmpopts.IgnoreUnexported(Document{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}))
 }
 
 const wantSuffix = " wants"
@@ -93,13 +95,14 @@ func TestDocumentIsWhatWasWritten(t *testing.T) {
 		Hosts:     []string{"www.example.com", "shop.example.com"},
 		NodeNames: "{node}.{host}",
 		Nodes: map[balancing.NodeID]Node{
-			"n1": {Address: addr("192.0.2.1"), VIPs: []netip.Addr{addr("192.0.2.11"), addr("2001:db8::11")}, Capacity: 1},
+			"n1": {Address: addr("192.0.2.1"), Internal: addr("10.0.0.1"), VIPs: []netip.Addr{addr("192.0.2.11"), addr("2001:db8::11")}, Capacity: 1},
 			"n2": {Address: addr("192.0.2.2"), VIPs: []netip.Addr{addr("192.0.2.12"), addr("2001:db8::12")}, Capacity: 1},
 			"n3": {Address: addr("192.0.2.3"), VIPs: []netip.Addr{addr("192.0.2.13")}, Capacity: 2.5},
 		},
 		Balancing: Balancing{
 			Period: 500 * time.Millisecond, Light: 50, Margin: 20, Rule: balancing.Damped, Choice: balancing.Headroom,
-			Below: 40, Full: 400, Exchange: heartbeat.Multicast, OfflineAfter: 3,
+			Below: 40, Measure: meter.Weighted, Full: 400, Move: balancing.MoveQuiet,
+			Exchange: heartbeat.Multicast, Channel: InternalChannel, OfflineAfter: 3,
 		},
 		Takeover: Takeover{Enabled: true, HoldDown: 5 * time.Second},
 		Routes: []Route{
@@ -109,7 +112,11 @@ func TestDocumentIsWhatWasWritten(t *testing.T) {
 				Idle: 30 * time.Minute, MaxLife: 8 * time.Hour,
 			}},
 			{Path: "/securities/", Nodes: []balancing.NodeID{"n2", "n3"}, WhenDown: Refuse, Backend: "app"},
-			{Host: "shop.example.com", Path: "/", Backend: "bank"},
+			{Host: "shop.example.com", Path: "/", Backend: "bank", Move: new(balancing.MoveNone)},
+			{Path: "none", Backend: "app", Nodes: []balancing.NodeID{"n1"}},
+			{Path: "/shop/cart*", Backend: "bank", Stateful: &Stateful{
+				Exit: []string{"/shop/cart-paid*"}, Scope: route.ScopeSite, EntryKeepsPin: true, MaxLife: 12 * time.Hour,
+			}},
 			{Path: "/", Backend: "app"},
 		},
 		Backends: map[string]Backend{
@@ -125,8 +132,13 @@ func TestDocumentIsWhatWasWritten(t *testing.T) {
 			Zone: "example.com", TTL: 20 * time.Second, Serial: 2026010101,
 			Records: "@    MX   10 mail\nmail A    192.0.2.25\n\n; a comment\ntext TXT  \"a; b\" # not a comment of YAML\n",
 		},
-		Drain: Drain{Grace: 10 * time.Second},
-		Logs:  Logs{Access: "-"},
+		Proxies: Proxies{
+			Trusted:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("2001:db8:9::/48")},
+			Redirect: true,
+		},
+		Limits: Limits{Requests: 5000},
+		Drain:  Drain{Grace: 10 * time.Second},
+		Logs:   Logs{Access: "-"},
 	}
 	if d := equal(want, got); d != "" {
 		t.Errorf("-want +got:\n%s", d)
@@ -151,6 +163,7 @@ func TestDefaults(t *testing.T) {
 		NodeNames: "{node}.{host}",
 		Nodes:     map[balancing.NodeID]Node{"n1": {VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.11")}, Capacity: 1}},
 		Balancing: Balancing{Period: 500 * time.Millisecond, Light: 50, Margin: 20, Below: 50, Full: 200, OfflineAfter: 3},
+		Limits:    Limits{Requests: 20000},
 		Takeover:  Takeover{Enabled: true, HoldDown: 5 * time.Second},
 		Routes:    []Route{{Path: "/", Static: &Static{Dir: "/srv/www", Index: "index.html"}}},
 		Drain:     Drain{Grace: 30 * time.Second},

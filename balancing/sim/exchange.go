@@ -33,19 +33,24 @@ func (s *simulation) schedule(n *node, at time.Duration) {
 }
 
 func (s *simulation) reportIsDue(n *node) {
-	if n.alive && n.report.due == s.now { // else an early one came before
+	if n.alive && n.report.due == s.now { // else n has died since, and perhaps come back
 		s.send(n)
+		s.scheduleNext(n)
 	}
 }
 
-// send lets n report. The period varies by a tenth, so that the nodes do not fall into
-// step.
+// scheduleNext sets the time of the next regular report. The period varies by a tenth, so
+// that the nodes do not fall into step. An early report does not put it off.
+func (s *simulation) scheduleNext(n *node) {
+	s.schedule(n, s.now+time.Duration(float64(s.Period)*(0.9+0.2*s.random.exchange.Float64())))
+}
+
+// send lets n report.
 func (s *simulation) send(n *node) {
 	n.advance(s.now)
 	n.report.load = balancing.Load(n.load)
 	n.report.sent = s.now
 	s.at(s.now+lan, event{kind: reportArrives, node: int32(n.index)})
-	s.schedule(n, s.now+time.Duration(float64(s.Period)*(0.9+0.2*s.random.exchange.Float64())))
 }
 
 // reportEarly lets n report before its time if its load has crossed L1 or changed by

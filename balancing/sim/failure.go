@@ -73,6 +73,7 @@ func (s *simulation) returns(n *node) {
 	me := n.me()
 	me.State, me.Incarnation = balancing.Joining, n.report.incarnation
 	s.send(n)
+	s.scheduleNext(n)
 	s.at(s.now+time.Duration(s.OfflineAfter)*s.Period, event{kind: nodeReady, node: int32(n.index)})
 }
 

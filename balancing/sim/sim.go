@@ -8,7 +8,7 @@
 // A run is one goroutine, reads no clock, and repeats exactly with the same seed. Clients
 // are the same whatever the rule, so that rules can be compared on short runs. What is
 // left out: parallel requests of a browser, bandwidth, back-ends, and a network whose
-// delays vary.
+// delays vary. BenchmarkRealSite in cmd/peerage compares a run with a site of real nodes.
 //
 // The response time of a request is what its client sees: a round trip, the service, and
 // all that a redirect costs. Connections that every visit opens anyway are not counted.

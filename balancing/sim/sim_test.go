@@ -131,6 +131,28 @@ func TestOverloadedNodesAreNotListed(t *testing.T) {
 	}
 }
 
+func TestEarlyReportsDoNotPutOffTheRegularOnes(t *testing.T) {
+	c := Base()
+	c.SetNodes(2)
+	s := newSimulation(c)
+	n := s.nodes[0]
+	s.scheduleNext(n)
+	due := n.report.due
+	if due < 9*c.Period/10 || due > 11*c.Period/10 {
+		t.Fatalf("the first report is due at %v, want the period within a tenth", due)
+	}
+	s.now, n.load = 2*between, float64(c.Policy.Light)+1
+	s.reportEarly(n)
+	if n.report.sent != s.now || n.report.due != due {
+		t.Errorf("early report sent at %v, the next due at %v; want %v and still %v", n.report.sent, n.report.due, s.now, due)
+	}
+	s.now = due
+	s.reportIsDue(n)
+	if n.report.sent != due || n.report.due <= due {
+		t.Errorf("regular report sent at %v, the next due at %v; want it at %v and the next later", n.report.sent, n.report.due, due)
+	}
+}
+
 func TestOneAddressMoves(t *testing.T) {
 	s := site("death")
 	s.Cold, s.Measured = false, 35*time.Second

@@ -25,6 +25,7 @@ type cli struct {
 	Site      siteCmd      `cmd:"" help:"Check, show and explain the site document."`
 	Balancing balancingCmd `cmd:"" help:"Show and change how the site balances, while it runs."`
 	Sim       simCmd       `cmd:"" help:"Simulate a site, and compare ways to balance it."`
+	Load      loadCmd      `cmd:"" help:"Send visitors to a site of the lab, and tell what they meet."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 

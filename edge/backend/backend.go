@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,6 +103,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	// they mean something is for the origin to say.
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 	pr.SetXForwarded()
+	Via(pr)
 	if u := pr.Out.Header.Get("Upgrade"); u != "" && u != "websocket" {
 		pr.Out.Header.Del("Upgrade")
 		pr.Out.Header.Del("Connection")
@@ -109,6 +111,16 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if _, ok := pr.In.Header["User-Agent"]; !ok {
 		pr.Out.Header.Set("User-Agent", "") // or the transport would add its own
 	}
+}
+
+// Via says that the request has come through the site (RFC 9110 7.6.3), under one name
+// for all nodes: which of them it was is nobody's business.
+func Via(pr *httputil.ProxyRequest) {
+	version := strconv.Itoa(pr.In.ProtoMajor)
+	if pr.In.ProtoMajor == 1 {
+		version += "." + strconv.Itoa(pr.In.ProtoMinor)
+	}
+	pr.Out.Header.Add("Via", version+" peerage")
 }
 
 // clean takes from an answer what speaks for the origin's own listener, not ours.

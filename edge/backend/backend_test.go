@@ -86,20 +86,21 @@ func request(t testing.TB, method, url, body string) *http.Request {
 func TestPoolTellsTheOriginWhoAsks(t *testing.T) {
 	origin := start(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Alt-Svc", `h3=":1"`)
-		fmt.Fprintf(w, "host=%s query=%s for=%s proto=%s xhost=%s forwarded=%q upgrade=%q agent=%q",
+		fmt.Fprintf(w, "host=%s query=%s for=%s proto=%s xhost=%s forwarded=%q upgrade=%q agent=%q via=%q",
 			r.Host, r.URL.RawQuery, r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Forwarded-Proto"),
-			r.Header.Get("X-Forwarded-Host"), r.Header.Get("Forwarded"), r.Header.Get("Upgrade"), r.Header.Get("User-Agent"))
+			r.Header.Get("X-Forwarded-Host"), r.Header.Get("Forwarded"), r.Header.Get("Upgrade"), r.Header.Get("User-Agent"), r.Header["Via"])
 	})
 	_, s := front(t, origin)
 	r := request(t, "GET", s.URL+"/a?a=1;b=2&c=%zz", "")
 	r.Host = "www.example.com"
 	r.Header.Set("X-Forwarded-For", "6.6.6.6")
 	r.Header.Set("Forwarded", "for=6.6.6.6")
+	r.Header.Set("Via", "1.0 other")
 	r.Header.Set("Connection", "Upgrade")
 	r.Header.Set("Upgrade", "h2c")
 	r.Header.Set("User-Agent", "")
 	resp, body := get(t, s, r)
-	want := `host=www.example.com query=a=1;b=2&c=%zz for=127.0.0.1 proto=https xhost=www.example.com forwarded="" upgrade="" agent=""`
+	want := `host=www.example.com query=a=1;b=2&c=%zz for=127.0.0.1 proto=https xhost=www.example.com forwarded="" upgrade="" agent="" via=["1.0 other" "1.1 peerage"]`
 	if body != want {
 		t.Errorf("the origin saw\n%s\nwant\n%s", body, want)
 	}

@@ -10,8 +10,7 @@ import (
 // Rule is what the cookies of one stateful path must know of it.
 type Rule struct {
 	Name    string
-	Entry   string        // canonical path of the entry
-	Exits   []string      // canonical paths that end the stay
+	Path    string        // the part of the site for which browsers send the pin
 	MaxLife time.Duration // of a pin since it was born; 0 for ever
 	Idle    time.Duration // since the client was last seen; 0 for ever
 }
@@ -33,33 +32,18 @@ func (rule Rule) Refresh(p Pin, now time.Time) (Pin, bool) {
 // Cookie returns the value of the Set-Cookie header that pins a client of host by p. It
 // lasts as long as the browser's session; MaxLife and Idle are under the seal.
 func (r *Ring) Cookie(rule Rule, host string, p Pin) string {
-	return r.Name(rule.Name) + "=" + r.Seal(rule.Name, p) + attributes(rule.path(), host)
+	return r.Name(rule.Name) + "=" + r.Seal(rule.Name, p) + attributes(rule.Path, host)
 }
 
 // Clear returns the value of the Set-Cookie header that ends the pin.
 func (r *Ring) Clear(rule Rule, host string) string {
-	return r.Name(rule.Name) + "=; Max-Age=0" + attributes(rule.path(), host)
+	return r.Name(rule.Name) + "=; Max-Age=0" + attributes(rule.Path, host)
 }
 
 // attributes are those of all cookies. The domain lets the node names below host see
 // them.
 func attributes(path, host string) string {
 	return "; Path=" + path + "; Domain=" + host + "; Secure; HttpOnly; SameSite=Lax"
-}
-
-// path is the part of the site for which the browser sends the pin: from the entry on,
-// or all of it if an exit lies elsewhere.
-func (rule Rule) path() string {
-	dir := strings.TrimSuffix(rule.Entry, "/")
-	if dir == "" || strings.Contains(dir, ";") { // which would end the attribute
-		return "/"
-	}
-	for _, exit := range rule.Exits {
-		if exit != dir && !strings.HasPrefix(exit, dir+"/") {
-			return "/"
-		}
-	}
-	return dir
 }
 
 // Find returns the client's pin for rule from the headers of a request, or a [Reason]

@@ -16,7 +16,7 @@ package route
 import (
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 
 	"peerage/balancing"
 )
@@ -25,12 +25,20 @@ import (
 type Rule struct {
 	Host string // one of the site's hosts, or "" for any
 
-	// Path is a canonical path. One that ends in "/" is for all paths that begin with
-	// it and for itself without that slash, any other is for itself only.
+	// Path is a canonical path. One that ends in "/" or "/*" is for all paths that begin
+	// with it and for itself without that slash, one that ends in "*" for all paths that
+	// begin with what comes before the star, any other for itself only.
 	Path string
+
+	// NoURI makes the rule one for requests without a URI (S402: "or the lack of one"):
+	// the path "/" alone, which an empty path and "*" come to. Path is then "" or "/".
+	NoURI bool
+
+	ID balancing.RouteID // set by [NewTable]: how nodes name the rule in their reports
 
 	Nodes    []balancing.NodeID // nodes dedicated to the path; empty for all (S402)
 	Spill    bool               // while all of Nodes are off-line, any node may serve
+	Move     balancing.Move     // what load may do to the clients of the path
 	Stateful *Stateful          // nil: requests can be moved one by one
 	Index    int                // for the caller: which of its handlers serves the path
 }
@@ -39,13 +47,14 @@ type Rule struct {
 type Table struct {
 	rules tree[*Rule]
 	exits tree[*Stateful]
+	wide  map[string][]*Stateful // of the whole site, by host; "" for hosts without an entry
 }
 
 // NewTable builds a table of rules. The error names every rule that contradicts itself
 // or another one.
 func NewTable(rules []Rule) (*Table, error) {
-	t := new(Table)
-	states := map[string]*Stateful{}
+	t := &Table{wide: map[string][]*Stateful{}}
+	states := map[string]stated{}
 	var errs []error
 	for _, rule := range rules {
 		r := &rule
@@ -55,121 +64,87 @@ func NewTable(rules []Rule) (*Table, error) {
 		if err := checkHost(r.Host); r.Host != "" && err != nil {
 			bad("%w", err)
 		}
-		if err := checkPath(r.Path); err != nil {
+		if err := r.checkPath(); err != nil {
 			bad("%w", err)
 			continue
 		}
-		if old, ok := t.rules.add(r.Host, r.Path, r); !ok {
+		r.ID = balancing.RouteIDOf(r.Host, r.Path)
+		if r.NoURI {
+			r.ID = balancing.RouteIDOf(r.Host, "")
+		}
+		if old, ok := t.rules.add(r.Host, r.pattern(), r); !ok {
 			bad("the path is taken by the route with index %d, this one has index %d", old.Index, r.Index)
 		}
-		s := r.Stateful
-		if s == nil {
-			continue
-		}
-		if err := s.check(r.Path); err != nil {
-			bad("%w", err)
-		}
-		if old, ok := states[s.Name]; ok && old != s {
-			bad("stateful rule %q: the name is taken by the one with entry %s, this one has entry %s", s.Name, old.Entry, s.Entry)
-		}
-		states[s.Name] = s
-		for _, exit := range s.Exit {
-			if old, ok := t.exits.add(r.Host, exit, s); !ok && old != s {
-				bad("exit %s of stateful rule %q is an exit of %q too", exit, s.Name, old.Name)
-			}
+		if r.Stateful != nil {
+			t.addStateful(r, states, bad)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	for host, own := range t.wide {
+		if host != "" {
+			t.wide[host] = append(own, t.wide[""]...)
+		}
+	}
 	return t, nil
 }
 
-func (r *Rule) String() string { return r.Host + r.Path }
+// stated is a stateful rule as the caller of [NewTable] has it, and as the table keeps it.
+type stated struct{ from, own *Stateful }
 
-// Match returns the rule for a canonical path of host, a name as in [Name.Host]. The
-// longest matching path wins; of two rules for the same path, the one for that very
-// host. The caller must not change the rule.
-func (t *Table) Match(host, path string) (*Rule, bool) { return t.rules.find(host, path) }
-
-// tree finds values by host and longest path. The zero value is empty.
-type tree[T any] struct {
-	hosts   map[string]paths[T] // "" for any host
-	longest int                 // octets of the longest key of paths.below
-}
-
-type paths[T any] struct {
-	exact map[string]T
-	below map[string]T // keys without the final slash: "" is "/"
-}
-
-// add puts v in its place. If that is taken it stays so, and ok is false.
-func (t *tree[T]) add(host, path string, v T) (old T, ok bool) {
-	p, found := t.hosts[host]
-	if !found {
-		p = paths[T]{exact: map[string]T{}, below: map[string]T{}}
-		if t.hosts == nil {
-			t.hosts = map[string]paths[T]{}
+// addStateful takes the stateful rule of r into the table, with a copy of it in its place.
+func (t *Table) addStateful(r *Rule, states map[string]stated, bad func(string, ...any)) {
+	s := stated{r.Stateful, r.Stateful.settled(r)}
+	if err := s.own.check(r); err != nil {
+		bad("%w", err)
+	}
+	if old, ok := states[s.own.Name]; !ok {
+		states[s.own.Name] = s
+	} else if old.from == s.from {
+		s = old
+	} else {
+		bad("stateful rule %q: the name is taken by the one with entry %s, this one has entry %s", s.own.Name, old.own.Entry, s.own.Entry)
+	}
+	r.Stateful = s.own
+	for i, exit := range s.own.exits {
+		if old, ok := t.exits.add(r.Host, exit, s.own); !ok && old != s.own {
+			bad("exit %s of stateful rule %q is an exit of %q too", s.own.Exit[i], s.own.Name, old.Name)
 		}
-		t.hosts[host] = p
 	}
-	in := p.exact
-	if dir, isDir := strings.CutSuffix(path, "/"); isDir {
-		in, path = p.below, dir
-		t.longest = max(t.longest, len(dir))
-	}
-	if old, taken := in[path]; taken {
-		return old, false
-	}
-	in[path] = v
-	return v, true
-}
-
-func (t *tree[T]) find(host, path string) (v T, ok bool) {
-	own, other := t.hosts[host], t.hosts[""]
-	if v, ok = own.exact[path]; ok {
-		return v, true
-	}
-	if v, ok = other.exact[path]; ok {
-		return v, true
-	}
-	dir := strings.TrimSuffix(path, "/")
-	if len(dir) > t.longest { // what is longer than every key need not be looked up, and may be very long
-		dir = parent(dir[:t.longest+1])
-	}
-	for {
-		if v, ok = own.below[dir]; ok {
-			return v, true
-		}
-		if v, ok = other.below[dir]; ok || dir == "" {
-			return v, ok
-		}
-		dir = parent(dir)
+	if s.own.Scope == ScopeSite && !slices.Contains(t.wide[r.Host], s.own) {
+		t.wide[r.Host] = append(t.wide[r.Host], s.own)
 	}
 }
 
-// parent cuts the last segment off dir, slash included.
-func parent(dir string) string { return dir[:max(0, strings.LastIndexByte(dir, '/'))] }
-
-// covers reports whether path is one that pattern, a path as in [Rule.Path], is for.
-func covers(pattern, path string) bool {
-	dir, isDir := strings.CutSuffix(pattern, "/")
-	if !isDir {
-		return path == pattern
+func (r *Rule) String() string {
+	if r.NoURI {
+		return r.Host + r.Path + " (no URI)"
 	}
-	return path == dir || strings.HasPrefix(path, pattern)
+	return r.Host + r.Path
 }
 
-// checkPath reports whether path is canonical, as all paths of rules must be.
-func checkPath(path string) error {
-	canonical, query, err := Canonical(path)
+func (r *Rule) pattern() pattern {
+	if r.NoURI {
+		return pattern{exact, "/"}
+	}
+	return newPattern(r.Path)
+}
+
+func (r *Rule) checkPath() error {
 	switch {
-	case err != nil:
-		return fmt.Errorf("path %q: %w", path, err)
-	case query != "" || strings.HasSuffix(path, "?"):
-		return fmt.Errorf("path %q: a path has no query", path)
-	case canonical != path:
-		return fmt.Errorf("path %q: write it as %q", path, canonical)
+	case !r.NoURI:
+		return checkPath(r.Path)
+	case r.Path != "" && r.Path != "/":
+		return fmt.Errorf("path %q: the lack of a URI has no path but /", r.Path)
+	case r.Stateful != nil:
+		return errors.New("the lack of a URI cannot be stateful: there is nothing below it")
 	}
 	return nil
 }
+
+// Match returns the rule for a canonical path of host, a name as in [Name.Host]. The
+// longest matching path wins, and one that matches exactly before all others; of two
+// rules for the same path, the one for that very host. The caller must not change the
+// rule.
+func (t *Table) Match(host, path string) (*Rule, bool) { return t.rules.find(host, path) }

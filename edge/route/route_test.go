@@ -33,6 +33,10 @@ func newTable(t testing.TB) *Table {
 		{Host: "b.example", Path: "/docs/", Index: 8},
 		{Host: "b.example", Path: "/own/", Index: 9},
 		{Host: "b.example", Path: "/robots.txt", Index: 10},
+		{Path: "/media*", Index: 11, Stateful: &Stateful{Name: "media", Exit: []string{"/media/end*"}}},
+		{Path: "/media/own/*", Index: 12},
+		{Path: "/mediation*", Index: 13},
+		{Host: "b.example", Path: "/media*", Index: 14},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -70,6 +74,16 @@ func TestMatch(t *testing.T) {
 		{"a.example", "/own/x", 0},
 		{"b.example", "/robots.txt", 10},
 		{"b.example", "/banking/x", 1},
+		{"a.example", "/media", 11},
+		{"a.example", "/media/x", 11},
+		{"a.example", "/medial/x", 11},
+		{"a.example", "/med", 0},
+		{"a.example", "/media/own", 12},
+		{"a.example", "/media/own/x", 12},
+		{"a.example", "/media/ownx", 11},
+		{"a.example", "/mediations", 13},
+		{"b.example", "/medial", 14},
+		{"b.example", "/media/own/x", 12},
 		{"a.example", "/" + strings.Repeat("x/", 4000), 0},
 		{"a.example", "/banking/" + strings.Repeat("x", 4000), 1},
 		{"a.example", "", 0},
@@ -98,9 +112,130 @@ func TestMatchFindsNothingWhereNoRuleIs(t *testing.T) {
 	}
 }
 
+// Patent S402: a rule for requests without a URI is not one for the paths below.
+func TestLackOfURI(t *testing.T) {
+	table, err := NewTable([]Rule{
+		{Path: "/", Index: 0}, {NoURI: true, Index: 1}, {Host: "b.example", Path: "/", Index: 2}, {Host: "c.example", Path: "/", NoURI: true, Index: 3},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		host, target string
+		want         int
+	}{
+		{"a.example", "/", 1},
+		{"a.example", "/?q=1", 1},
+		{"a.example", "//", 1},
+		{"a.example", "/.", 1},
+		{"a.example", "/x", 0},
+		{"b.example", "/", 1}, // exact for any host is longer than a subtree of the host
+		{"b.example", "/x", 2},
+		{"c.example", "/", 3},
+		{"c.example", "/x", 0},
+	} {
+		path, _, err := Canonical(tt.target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, ok := table.Match(tt.host, path); !ok || r.Index != tt.want {
+			t.Errorf("Match(%s, %q) = %+v, %t; want index %d", tt.host, tt.target, r, ok, tt.want)
+		}
+	}
+}
+
+func TestRulesHaveTheIDsOfReports(t *testing.T) {
+	table := newTable(t)
+	for path, want := range map[string]balancing.RouteID{
+		"/banking/x": balancing.RouteIDOf("", "/banking/"), "/media/own/x": balancing.RouteIDOf("", "/media/own/*"),
+	} {
+		if r, _ := table.Match("a.example", path); r.ID != want {
+			t.Errorf("the rule for %s has ID %d, want %d", path, r.ID, want)
+		}
+	}
+	table, err := NewTable([]Rule{{Path: "/"}, {Path: "/", NoURI: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _ := table.Match("a.example", "/x")
+	if none, _ := table.Match("a.example", "/"); none.ID == all.ID || none.ID != balancing.RouteIDOf("", "") {
+		t.Errorf("the rule for the lack of a URI has ID %d, that for / %d", none.ID, all.ID)
+	}
+}
+
+func TestCookiePath(t *testing.T) {
+	for _, tt := range []struct {
+		name, path, entry string
+		exits             []string
+		scope             Scope
+		want              string
+	}{
+		{"exits below the entry", "/banking/", "/banking/", []string{"/banking/logout", "/banking/done/"}, ScopePath, "/banking"},
+		{"entry of the route", "/banking/*", "", []string{"/banking/*/logout*"}, ScopePath, "/banking"},
+		{"no slash at the end of the entry", "/shop/cart/", "/shop/cart", nil, ScopePath, "/shop/cart"},
+		{"star without a slash", "/shop/cart*", "/shop/cart", nil, ScopePath, "/shop"},
+		{"star without a slash, at the root", "/cart*", "", nil, ScopePath, "/"},
+		{"row 37 exit outside", "/banking/", "/banking/", []string{"/banking/logout", "/bye"}, ScopePath, "/"},
+		{"exit that begins alike", "/banking/", "/banking/", []string{"/bankingfoo"}, ScopePath, "/"},
+		{"exit with a star, below", "/banking/", "/banking/", []string{"/banking/out*"}, ScopePath, "/banking"},
+		{"exit with a star, outside", "/banking/", "/banking/", []string{"/bye*"}, ScopePath, "/"},
+		{"row 7 scope of the site", "/banking/", "/banking/", nil, ScopeSite, "/"},
+		{"whole site", "/", "/", []string{"/bye"}, ScopePath, "/"},
+		{"entry with a semicolon", "/a;b/", "", nil, ScopePath, "/"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table, err := NewTable([]Rule{{Path: tt.path, Stateful: &Stateful{Name: "s", Entry: tt.entry, Exit: tt.exits, Scope: tt.scope}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, _ := table.Stateful("a.example", strings.TrimSuffix(tt.path, "*"))
+			if s == nil || s.CookiePath() != tt.want {
+				t.Errorf("%+v: want cookies for %s", s, tt.want)
+			}
+		})
+	}
+}
+
+func TestSiteWide(t *testing.T) {
+	wide := func(name string) *Stateful { return &Stateful{Name: name, Scope: ScopeSite} }
+	both := wide("both")
+	table, err := NewTable([]Rule{
+		{Path: "/any/", Stateful: wide("any")},
+		{Host: "a.example", Path: "/own/", Stateful: wide("own")},
+		{Host: "a.example", Path: "/path/", Stateful: &Stateful{Name: "path"}},
+		{Host: "b.example", Path: "/both/", Stateful: both},
+		{Host: "b.example", Path: "/both/more/", Stateful: &Stateful{Name: "more"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]string{"a.example": "own any", "b.example": "both any", "c.example": "any"} {
+		var got []string
+		for _, s := range table.SiteWide(host) {
+			got = append(got, s.Name)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("SiteWide(%s) = %q, want %s", host, got, want)
+		}
+	}
+}
+
+func TestScopeHasNames(t *testing.T) {
+	for _, s := range []Scope{ScopePath, ScopeSite} {
+		var got Scope
+		text, _ := s.MarshalText()
+		if err := got.UnmarshalText(text); err != nil || got != s {
+			t.Errorf("%q reads as %v, %v", text, got, err)
+		}
+	}
+	if err := new(Scope).UnmarshalText([]byte("host")); err == nil {
+		t.Error("host is a scope")
+	}
+}
+
 // TestMatchAgreesWithNaiveTwin compares with the rule as one would say it aloud.
 func TestMatchAgreesWithNaiveTwin(t *testing.T) {
-	paths := []string{"/", "/a", "/a/", "/a/b", "/a/b/", "/ab/", "/b/a/c", "/b/"}
+	paths := []string{"/", "/a", "/a/", "/a/b", "/a/b*", "/ab/", "/a*", "/b/a/c", "/b/*", "/b/a/*"}
 	hosts := []string{"", "h.example"}
 	for mask := range 1 << len(paths) {
 		var rules []Rule
@@ -113,10 +248,10 @@ func TestMatchAgreesWithNaiveTwin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, path := range append(paths, "/a/b/c", "/abc", "/b/a", "/b/a/c/") {
+		for _, path := range append(paths, "/a/b/c", "/a/bc/d", "/abc", "/ab", "/b", "/b/a", "/b/a/c/") {
 			want := -1
 			for i, r := range rules {
-				if covers(r.Path, path) && (r.Host == "" || r.Host == "h.example") &&
+				if newPattern(r.Path).covers(path) && (r.Host == "" || r.Host == "h.example") &&
 					(want < 0 || rank(r.Path, path) > rank(rules[want].Path, path)) {
 					want = i
 				}
@@ -132,12 +267,13 @@ func TestMatchAgreesWithNaiveTwin(t *testing.T) {
 	}
 }
 
-// rank is the length of the pattern, or most for an exact match.
+// rank is the length of the pattern without its star, or most for an exact match.
 func rank(pattern, path string) int {
-	if !strings.HasSuffix(pattern, "/") && pattern == path {
+	text, star := strings.CutSuffix(pattern, "*")
+	if !star && !strings.HasSuffix(pattern, "/") && pattern == path {
 		return 1 << 20
 	}
-	return len(pattern)
+	return len(text)
 }
 
 // Rows are those of the test table for stateful paths, section 5.6 of the balancing
@@ -149,14 +285,14 @@ func TestStateful(t *testing.T) {
 		want        string
 		position    balancing.Position
 	}{
-		{"31 dot segments, encoded", "/banking/%2e%2e/public", "", balancing.Outside},
-		{"32 repeated slash", "/banking//x", "bank", balancing.Interior},
-		{"32 dot segment", "/banking/./x", "bank", balancing.Interior},
-		{"34 upper case", "/Banking/x", "", balancing.Outside},
-		{"34 longer name", "/bankingx", "", balancing.Outside},
-		{"35 query", "/banking?x=1", "bank", balancing.Entry},
-		{"36 longest rule", "/shop/cart/1", "cart", balancing.Interior},
-		{"37 exit outside", "/bye", "bank", balancing.Exit},
+		{"row 31 dot segments, encoded", "/banking/%2e%2e/public", "", balancing.Outside},
+		{"row 32 repeated slash", "/banking//x", "bank", balancing.Interior},
+		{"row 32 dot segment", "/banking/./x", "bank", balancing.Interior},
+		{"row 34 upper case", "/Banking/x", "", balancing.Outside},
+		{"row 34 longer name", "/bankingx", "", balancing.Outside},
+		{"row 35 query", "/banking?x=1", "bank", balancing.Entry},
+		{"row 36 longest rule", "/shop/cart/1", "cart", balancing.Interior},
+		{"row 37 exit outside", "/bye", "bank", balancing.Exit},
 		{"entry", "/banking/", "bank", balancing.Entry},
 		{"interior", "/banking/transfer", "bank", balancing.Interior},
 		{"exit", "/banking/logout", "bank", balancing.Exit},
@@ -168,25 +304,34 @@ func TestStateful(t *testing.T) {
 		{"other rule's name begins alike", "/shop/carton", "shop", balancing.Interior},
 		{"plain route within a stateful one", "/shop/img/x", "", balancing.Outside},
 		{"exit in a plain route within", "/shop/img/end", "shop", balancing.Exit},
+		{"star without a slash: entry", "/media", "media", balancing.Entry},
+		{"star without a slash: entry with one", "/media/", "media", balancing.Entry},
+		{"star without a slash: below", "/media/x", "media", balancing.Interior},
+		{"star without a slash: what begins alike", "/medial", "media", balancing.Interior},
+		{"star in an exit", "/media/ended/x", "media", balancing.Exit},
+		{"longer star without a pin", "/mediations", "", balancing.Outside},
 	}
 	for _, tt := range tests {
-		path, _, err := Canonical(tt.target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, position := table.Stateful("a.example", path)
-		got := ""
-		if s != nil {
-			got = s.Name
-		}
-		if got != tt.want || position != tt.position {
-			t.Errorf("row %s: Stateful(%q) = %q, %d; want %q, %d", tt.row, path, got, position, tt.want, tt.position)
-		}
+		t.Run(tt.row, func(t *testing.T) {
+			path, _, err := Canonical(tt.target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, position := table.Stateful("a.example", path)
+			got := ""
+			if s != nil {
+				got = s.Name
+			}
+			if got != tt.want || position != tt.position {
+				t.Errorf("Stateful(%q) = %q, %d; want %q, %d", path, got, position, tt.want, tt.position)
+			}
+		})
 	}
-	// Row 33.
-	if _, _, err := Canonical("/banking%2Fx"); err != encodedSlash {
-		t.Errorf("Canonical(/banking%%2Fx) = %v, want %v", err, encodedSlash)
-	}
+	t.Run("row 33 encoded slash", func(t *testing.T) {
+		if _, _, err := Canonical("/banking%2Fx"); err != encodedSlash {
+			t.Errorf("Canonical(/banking%%2Fx) = %v, want %v", err, encodedSlash)
+		}
+	})
 }
 
 func TestExitBelongsToTheHostOfItsRule(t *testing.T) {
@@ -203,10 +348,13 @@ func TestExitBelongsToTheHostOfItsRule(t *testing.T) {
 }
 
 func TestStatefulOfTheWholeSite(t *testing.T) {
-	s := &Stateful{Name: "all", Entry: "/", Exit: []string{"/bye"}}
+	table, err := NewTable([]Rule{{Path: "/", Stateful: &Stateful{Name: "all", Entry: "/", Exit: []string{"/bye"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for path, want := range map[string]balancing.Position{"/": balancing.Entry, "/x": balancing.Interior, "/bye": balancing.Exit} {
-		if got := s.Position(path); got != want {
-			t.Errorf("Position(%q) = %d, want %d", path, got, want)
+		if _, got := table.Stateful("a.example", path); got != want {
+			t.Errorf("Stateful(%q) = %d, want %d", path, got, want)
 		}
 	}
 }
@@ -225,6 +373,17 @@ func TestNewTableNamesAllThatIsWrong(t *testing.T) {
 		{Path: "/a%2fb"},
 		{Path: "/s/", Stateful: &Stateful{Entry: "/t/", Exit: []string{"/bye", "/t/", "//x"}, Idle: -1}},
 		{Path: "/other/", Stateful: other},
+		{Path: "/star*", Index: 3},
+		{Path: "/star*", Index: 4},
+		{Path: "/tree/", Index: 5},
+		{Path: "/tree/*", Index: 6},
+		{Path: "/a/../b*"},
+		{Path: "*"},
+		{Path: "/x", NoURI: true},
+		{NoURI: true, Stateful: bank()},
+		{NoURI: true, Index: 7},
+		{Path: "/", NoURI: true, Index: 8},
+		{Path: "/wild/", Stateful: &Stateful{Name: "wild", Exit: []string{"/wil*"}}},
 	})
 	if err == nil {
 		t.Fatal("NewTable accepts it")
@@ -242,6 +401,14 @@ func TestNewTableNamesAllThatIsWrong(t *testing.T) {
 		"exit /t/ takes in the entry",
 		`exit: path "//x": write it as "/x"`,
 		"a time is negative",
+		"route /star*: the path is taken by the route with index 3, this one has index 4",
+		"route /tree/*: the path is taken by the route with index 5, this one has index 6",
+		`path "/a/../b*": write it as "/b*"`,
+		`route *: path "*": request target: not a path`,
+		`route /x (no URI): path "/x": the lack of a URI has no path but /`,
+		"the lack of a URI cannot be stateful",
+		"route / (no URI): the path is taken by the route with index 7, this one has index 8",
+		"exit /wil* takes in the entry /wild/",
 		`exit /bye of stateful rule "" is an exit of "bank" too`,
 		`stateful rule "bank": the name is taken by the one with entry /banking/, this one has entry /other/`,
 	} {

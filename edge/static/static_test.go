@@ -361,7 +361,7 @@ func TestRanges(t *testing.T) {
 	if r.StatusCode != 206 || !ok {
 		t.Fatalf("two ranges: status %d, %v", r.StatusCode, r.Header)
 	}
-	var parts string
+	var parts strings.Builder
 	for m := multipart.NewReader(r.Body, boundary); ; {
 		p, err := m.NextPart()
 		if err == io.EOF {
@@ -370,10 +370,10 @@ func TestRanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, _ := io.ReadAll(p)
-		parts += string(b) + "|"
+		parts.WriteString(string(b) + "|")
 	}
-	if parts != "0|9|" {
-		t.Errorf("two ranges: parts %q", parts)
+	if parts.String() != "0|9|" {
+		t.Errorf("two ranges: parts %q", parts.String())
 	}
 }
 

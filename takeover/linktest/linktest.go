@@ -36,7 +36,7 @@ func NewLAN(probeTime time.Duration) *LAN {
 func (l *LAN) Host(name string) *Fake {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &Fake{lan: l, name: name}
+	f := &Fake{lan: l, name: name, until: make(map[netip.Addr]time.Time)}
 	l.hosts = append(l.hosts, f)
 	return f
 }
@@ -85,12 +85,22 @@ type Fake struct {
 	name string
 
 	// Guarded by lan.mu.
-	addrs []netip.Addr // sorted
+	addrs []netip.Addr             // sorted
+	until map[netip.Addr]time.Time // when each lapses unless it is added again
 	down  bool
 	fault error
 }
 
 var _ takeover.Link = (*Fake)(nil)
+
+// lease is for how long an address stays that is not added again.
+const lease = 2 * time.Second
+
+// lapse takes away the addresses whose time is over.
+func (f *Fake) lapse() {
+	now := time.Now()
+	f.addrs = slices.DeleteFunc(f.addrs, func(a netip.Addr) bool { return !now.Before(f.until[a]) })
+}
 
 var errDown = errors.New("network is down")
 
@@ -126,6 +136,7 @@ func (f *Fake) Addrs(ctx context.Context) (addrs []netip.Addr, err error) {
 // Add implements [takeover.Link].
 func (f *Fake) Add(ctx context.Context, vip netip.Addr) error {
 	return f.change(ctx, "claim", vip, func() error {
+		f.until[vip] = time.Now().Add(lease)
 		i, present := slices.BinarySearchFunc(f.addrs, vip, netip.Addr.Compare)
 		if present {
 			return nil
@@ -200,6 +211,7 @@ func (f *Fake) call(ctx context.Context, do func() error) (err error) {
 			return
 		}
 		if err = errDown; !f.down {
+			f.lapse()
 			err = do()
 		}
 	})
@@ -212,9 +224,13 @@ func (f *Fake) locked(do func()) {
 	do()
 }
 
-func (f *Fake) answers(vip netip.Addr) bool { return !f.down && slices.Contains(f.addrs, vip) }
+func (f *Fake) answers(vip netip.Addr) bool {
+	f.lapse()
+	return !f.down && slices.Contains(f.addrs, vip)
+}
 
 func (f *Fake) text() string {
+	f.lapse()
 	words := []string{f.name + ":"}
 	for _, a := range f.addrs {
 		words = append(words, a.String())

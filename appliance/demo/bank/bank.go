@@ -58,7 +58,10 @@ func New(c Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", b.start)
 	mux.HandleFunc("GET /whoami", b.whoAmI)
+	mux.HandleFunc("GET /quiet", b.quiet)
+	mux.HandleFunc("GET /busy", b.busy)
 	mux.HandleFunc("GET /slow", b.slow)
+	mux.HandleFunc("GET /work", work(newProcessor(Cores)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, "ok\n") })
 	mux.Handle("GET /banking", http.RedirectHandler("/banking/", http.StatusTemporaryRedirect))
 	mux.HandleFunc("GET /banking/{$}", b.entry)
@@ -66,13 +69,13 @@ func New(c Config) http.Handler {
 	mux.HandleFunc("GET /banking/account", b.account)
 	mux.HandleFunc("GET /banking/slow", b.slow)
 	mux.HandleFunc("GET /banking/logout", b.logout)
-	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) {
-		b.say(w, http.StatusNotFound, notice{Title: "There is no such page", Text: "The bank has nothing at this address."})
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) {
+		b.say(w, r, http.StatusNotFound, notice{Title: "There is no such page", Text: "The bank has nothing at this address."})
 	})
 
 	sameOrigin := http.NewCrossOriginProtection()
-	sameOrigin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		b.say(w, http.StatusForbidden, notice{Title: "Refused", Text: "Another site's page sent this form. No money has moved."})
+	sameOrigin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.say(w, r, http.StatusForbidden, notice{Title: "Refused", Text: "Another site's page sent this form. No money has moved."})
 	}))
 	return b.marked(sameOrigin.Handler(mux))
 }
@@ -86,13 +89,24 @@ func (b *bank) marked(next http.Handler) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		// No form-action: it would also forbid the redirect to a node's own name that
 		// may follow a form.
-		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'")
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'")
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (b *bank) start(w http.ResponseWriter, _ *http.Request) {
-	b.render(w, http.StatusOK, startPage, nil)
+func (b *bank) start(w http.ResponseWriter, r *http.Request) {
+	b.render(w, r, http.StatusOK, startPage, nil)
+}
+
+// quiet is a page whose visitors the site moves without a redirect.
+func (b *bank) quiet(w http.ResponseWriter, r *http.Request) {
+	b.render(w, r, http.StatusOK, quietPage, nil)
+}
+
+// busy is a page that keeps its node busy: each of its images is a slow request, and
+// what a page loads is never redirected.
+func (b *bank) busy(w http.ResponseWriter, r *http.Request) {
+	b.render(w, r, http.StatusOK, busyPage, struct{ Images, Seconds int }{40, 20})
 }
 
 // whoAmI tells what arrives here of a request, so that one can see what the node does
@@ -111,6 +125,10 @@ func (b *bank) whoAmI(w http.ResponseWriter, r *http.Request) {
 	for _, k := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "Via", "X-Pin-Lost"} {
 		line(k, strings.Join(r.Header.Values(k), ", "))
 	}
+	if wantsHTML(r) {
+		b.say(w, r, http.StatusOK, notice{Title: "What the bank sees of you", Text: "The node has ended your TLS and speaks to its bank for you.", Listing: t.String()})
+		return
+	}
 	writeText(w, t.String())
 }
 
@@ -127,7 +145,7 @@ func (b *bank) slow(w http.ResponseWriter, r *http.Request) {
 	if v := r.URL.Query().Get("for"); v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d < 0 || d > maxSlow {
-			b.say(w, http.StatusBadRequest, notice{
+			b.say(w, r, http.StatusBadRequest, notice{
 				Title: "How long?", Text: fmt.Sprintf("Say ?for=3s, or any time up to %v.", maxSlow),
 			})
 			return
@@ -138,10 +156,34 @@ func (b *bank) slow(w http.ResponseWriter, r *http.Request) {
 	defer t.Stop()
 	select {
 	case <-t.C:
-		writeText(w, fmt.Sprintf("%s held this request for %v\n", b.c.Name, hold))
+		b.held(w, r, hold)
 	case <-r.Context().Done():
 	}
 }
+
+// held answers a slow request in the form that suits who sent it: an image of the busy
+// page, a person, a script.
+func (b *bank) held(w http.ResponseWriter, r *http.Request, hold time.Duration) {
+	text := fmt.Sprintf("%s held this request for %v", b.c.Name, hold)
+	switch accept := r.Header.Get("Accept"); {
+	case strings.HasPrefix(accept, "image/"):
+		w.Header().Set("Content-Type", "image/svg+xml")
+		drawing.Execute(w, b.c.Name)
+	case wantsHTML(r):
+		n := notice{Title: text, Text: "It was one request in progress, that is, a load of 5 per cent on a node of the demo."}
+		if strings.HasPrefix(r.URL.Path, "/banking/") {
+			n.Link, n.LinkText = "/banking/", "Back to the account"
+		}
+		b.say(w, r, http.StatusOK, n)
+	default:
+		writeText(w, text+"\n")
+	}
+}
+
+// drawing is a square that names who answered.
+var drawing = template.Must(template.New("").Parse(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 40">` +
+	`<rect width="40" height="40" fill="#1f6f68"/>` +
+	`<text x="20" y="26" fill="#fff" font-family="sans-serif" font-size="16" text-anchor="middle">{{.}}</text></svg>`))
 
 // entry is where a session begins. One that this bank does not know is not replaced
 // until the client says so by ?new, lest the loss goes unseen.
@@ -149,9 +191,9 @@ func (b *bank) entry(w http.ResponseWriter, r *http.Request) {
 	_, a, known := b.session(r)
 	switch {
 	case known:
-		b.render(w, http.StatusOK, accountPage, accountData{account: a})
+		b.render(w, r, http.StatusOK, accountPage, accountData{account: a})
 	case !hasSession(r):
-		b.render(w, http.StatusOK, accountPage, accountData{account: b.open(w, r), New: true})
+		b.render(w, r, http.StatusOK, accountPage, accountData{account: b.open(w, r), New: true})
 	case r.URL.Query().Has("new"):
 		b.open(w, r)
 		http.Redirect(w, r, "/banking/", http.StatusSeeOther)
@@ -168,7 +210,7 @@ func (b *bank) transfer(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
-		b.say(w, http.StatusBadRequest, notice{Title: "The form cannot be read", Text: "No money has moved."})
+		b.say(w, r, http.StatusBadRequest, notice{Title: "The form cannot be read", Text: "No money has moved."})
 		return
 	}
 	to, amount := r.PostForm.Get("to"), r.PostForm.Get("amount")
@@ -177,7 +219,7 @@ func (b *bank) transfer(w http.ResponseWriter, r *http.Request) {
 		problem = b.sessions.transfer(token, t)
 	}
 	if problem != "" {
-		b.render(w, http.StatusUnprocessableEntity, accountPage, accountData{account: a, Problem: problem, To: to, Amount: amount})
+		b.render(w, r, http.StatusUnprocessableEntity, accountPage, accountData{account: a, Problem: problem, To: to, Amount: amount})
 		return
 	}
 	http.Redirect(w, r, "/banking/", http.StatusSeeOther)
@@ -196,7 +238,7 @@ func (b *bank) account(w http.ResponseWriter, r *http.Request) {
 			Balance cents  `json:"balance"`
 		}{b.c.Name, a.ID, a.Balance})
 	default:
-		b.render(w, http.StatusOK, accountPage, accountData{account: a})
+		b.render(w, r, http.StatusOK, accountPage, accountData{account: a})
 	}
 }
 
@@ -210,7 +252,7 @@ func (b *bank) logout(w http.ResponseWriter, r *http.Request) {
 	c := b.cookie(r, "")
 	c.MaxAge = -1
 	http.SetCookie(w, c)
-	b.say(w, http.StatusOK, notice{
+	b.say(w, r, http.StatusOK, notice{
 		Title: "Goodbye", Text: "Your session has ended, and with it your tie to this node. The next one begins wherever there is room.",
 		Link: "/banking/", LinkText: "Open another session",
 	})
@@ -277,7 +319,11 @@ func (b *bank) sayUnknown(w http.ResponseWriter, r *http.Request) {
 		}{b.c.Name, n.Title})
 		return
 	}
-	b.say(w, http.StatusConflict, n)
+	b.say(w, r, http.StatusConflict, n)
+}
+
+func wantsHTML(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "text/html")
 }
 
 func wantsJSON(r *http.Request) bool {
@@ -289,6 +335,8 @@ var (
 	startPage   = parsePage("start.html")
 	accountPage = parsePage("account.html")
 	noticePage  = parsePage("notice.html")
+	quietPage   = parsePage("quiet.html")
+	busyPage    = parsePage("busy.html")
 )
 
 func parsePage(name string) *template.Template {
@@ -306,23 +354,24 @@ type accountData struct {
 // notice is a page that says one thing.
 type notice struct {
 	Title, Text    string
+	Listing        string // is shown line by line
 	Bad            bool
 	Link, LinkText string // "" leads to the start page
 }
 
-func (b *bank) say(w http.ResponseWriter, status int, n notice) {
+func (b *bank) say(w http.ResponseWriter, r *http.Request, status int, n notice) {
 	if n.Link == "" {
 		n.Link, n.LinkText = "/", "To the start page"
 	}
-	b.render(w, status, noticePage, n)
+	b.render(w, r, status, noticePage, n)
 }
 
-func (b *bank) render(w http.ResponseWriter, status int, page *template.Template, data any) {
+func (b *bank) render(w http.ResponseWriter, r *http.Request, status int, page *template.Template, data any) {
 	var out bytes.Buffer
 	err := page.ExecuteTemplate(&out, "layout.html", struct {
-		Bank string
-		Page any
-	}{b.c.Name, data})
+		Bank, Host string
+		Page       any
+	}{b.c.Name, r.Host, data})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -288,6 +288,20 @@ func TestWhoAmIShowsWhatArrives(t *testing.T) {
 	v.wants(site+"/whoami", http.StatusOK, "bank:              n1\n", "www.peerage.test:8443", "HTTP/1.1", "X-Forwarded-For:   127.0.0.9\n", "X-Forwarded-Proto: https\n")
 }
 
+func TestBrowserIsShownPages(t *testing.T) {
+	v := newVisitor(t, New(Config{Name: "n1"}))
+	v.wants(site+"/busy", http.StatusOK, "n1 is busy", `src="/slow?for=20s&amp;square=39"`)
+	v.wants(node+"/quiet", http.StatusOK, "n1 has answered", "<code>n1.www.peerage.test:8443</code>")
+	v.head.Set("Accept", "text/html,*/*;q=0.8")
+	v.wants(site+"/whoami", http.StatusOK, "<pre>bank:              n1\n")
+	v.wants(site+"/slow?for=0s", http.StatusOK, "<h1>n1 held this request for 0s</h1>", `href="/"`)
+	v.wants(site+"/banking/slow?for=0s", http.StatusOK, `href="/banking/"`)
+	v.head.Set("Accept", "image/avif,image/svg+xml,*/*;q=0.8")
+	if resp, body := v.get(site + "/slow?for=0s"); resp.Header.Get("Content-Type") != "image/svg+xml" || !strings.Contains(body, ">n1</text>") {
+		t.Errorf("to an image: got %s %q, want a drawing of n1", resp.Header.Get("Content-Type"), body)
+	}
+}
+
 func TestOtherPathsAndMethods(t *testing.T) {
 	b := New(Config{Name: "n1"})
 	for _, tt := range []struct {

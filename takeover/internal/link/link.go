@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -121,7 +120,13 @@ func (i *Interface) addrs(ctx context.Context) ([]netip.Addr, error) {
 	return vips, nil
 }
 
-// Add puts vip on the interface. It is no error if it is there already.
+// lease is for how long the kernel keeps an address that is not added again. It counts
+// in whole seconds.
+const lease = 2 // s
+
+// Add puts vip on the interface, from where the kernel takes it after two seconds unless
+// it is added again: if this process freezes or dies, a peer finds the address free. It
+// is no error if it is there already.
 func (i *Interface) Add(ctx context.Context, vip netip.Addr) error {
 	if err := i.change(ctx, vip, i.handle.AddrReplace); err != nil {
 		return fmt.Errorf("claim %s on %s: %w", vip, i.name, err)
@@ -146,12 +151,12 @@ func (i *Interface) change(ctx context.Context, vip netip.Addr, f func(netlink.L
 		return err
 	}
 	a := &netlink.Addr{IPNet: &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(vip.BitLen(), vip.BitLen())}}
+	// Preferred for no time, so never the source of this host's own connections.
+	a.PreferedLft, a.ValidLft = 0, lease
 	if vip.Is6() {
 		// No duplicate address detection: it takes a second, and who asked by Probe
-		// knows already. And never the source of this host's own connections:
-		// preferred for no time, valid for as long as an int can say everywhere.
+		// knows already.
 		a.Flags = unix.IFA_F_NODAD
-		a.PreferedLft, a.ValidLft = 0, math.MaxInt32
 	}
 	return f(l, a)
 }

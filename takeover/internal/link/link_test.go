@@ -56,6 +56,7 @@ func TestInNamespace(t *testing.T) {
 	t.Run("keeps the contract of a link", testContract)
 	t.Run("loopback keeps addresses without neighbours", testLoopback)
 	t.Run("adds addresses as VIPs", testAddressFlags)
+	t.Run("the kernel takes away what is not added again", testLease)
 	t.Run("says that an interface is gone", testInterfaceGone)
 	t.Run("sets sysctls", testSysctls)
 	t.Run("IPv4 announcement reaches the neighbours", testAnnounceIPv4)
@@ -161,6 +162,36 @@ func testLoopback(t *testing.T) {
 			t.Errorf("probe for %s on loopback: got %v, %v; want false", vip, answered, err)
 		}
 		must(t, lo.Remove(t.Context(), vip))
+	}
+}
+
+// testLease waits for the kernel: the address of a process that has died does not stay.
+func testLease(t *testing.T) {
+	i := open(t, near)
+	renewed, left := vip4, vip6
+	must(t, i.Add(t.Context(), renewed))
+	must(t, i.Add(t.Context(), left))
+	defer i.Remove(t.Context(), renewed)
+	began := time.Now()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		must(t, i.Add(t.Context(), renewed))
+		there, err := i.Addrs(t.Context())
+		must(t, err)
+		if !slices.Contains(there, renewed) {
+			t.Fatalf("%s is gone after %v, although it was renewed", renewed, time.Since(began))
+		}
+		if !slices.Contains(there, left) {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%s stays", left)
+		}
+		<-tick.C
+	}
+	if d := time.Since(began); d < time.Second {
+		t.Errorf("%s was gone after %v, want it to stay for about 2 s", left, d)
 	}
 }
 
