@@ -44,6 +44,7 @@ const (
 	ReasonLighter              // the peer is lighter by L2 (S208)
 	ReasonDraining             // this node takes no new work
 	ReasonOverload             // this node has too much in progress to serve it as well
+	ReasonBurst                // a peer is free just now, and this node is very busy
 )
 
 var reasonNames = []string{
@@ -53,7 +54,7 @@ var reasonNames = []string{
 	ReasonUnable: "unable", ReasonLight: "light", ReasonNoLighter: "no-lighter-peer", ReasonImmovable: "immovable",
 	ReasonQuiet: "quiet", ReasonKept: "kept",
 	ReasonLighter: "lighter-peer", ReasonDraining: "draining",
-	ReasonOverload: "overload",
+	ReasonOverload: "overload", ReasonBurst: "burst",
 }
 
 func (r Reason) String() string { return name(reasonNames, r, "reason") }

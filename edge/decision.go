@@ -69,6 +69,7 @@ func (s *Server) decide(r *http.Request, x *exchange) {
 	if s.overloaded(x) {
 		x.decision = balancing.Decision{Action: balancing.Unavailable, Reason: balancing.ReasonOverload}
 	}
+	s.burst(r, x)
 	switch x.decision.Action {
 	case balancing.Here:
 		s.ledger.Served(x.start, idle)

@@ -77,6 +77,10 @@ type Site struct {
 	// quarter more for clients that are pinned to this node. 0: no bound.
 	MaxRequests int
 
+	// Bursts says that a single request may be carried to a peer that is free just now,
+	// when this node is very busy for a moment.
+	Bursts bool
+
 	// Proxies are the addresses of proxies that are believed when they say for whom they
 	// ask (patent, fourth embodiment). Their clients are moved by relays only, unless
 	// ProxyRedirects says that they can reach the node names.
@@ -102,10 +106,12 @@ type Server struct {
 	port    string   // of HTTPS, as it follows the host in a URL
 	offerH3 []string // value of Alt-Svc
 
-	want   chan []netip.Addr // capacity 1: the newest wanted set
-	mu     sync.Mutex
-	bound  []netip.Addr
-	closed atomic.Bool // drains: takes no new work
+	busyWait time.Duration
+	asking   chan struct{}     // holds one for each request that asks peers how busy they are
+	want     chan []netip.Addr // capacity 1: the newest wanted set
+	mu       sync.Mutex
+	bound    []netip.Addr
+	closed   atomic.Bool // drains: takes no new work
 }
 
 // New returns a server of site. It opens nothing.
@@ -114,6 +120,8 @@ func New(c Config, site *Site) *Server {
 		c:        c,
 		ledger:   balancing.NewLedger(0),
 		counters: newCounters(),
+		busyWait: busyWait,
+		asking:   make(chan struct{}, maxAsking),
 		want:     make(chan []netip.Addr, 1),
 		port:     portSuffix(c.Ports.HTTPS),
 		offerH3:  []string{fmt.Sprintf(`h3=":%d"; ma=600`, c.Ports.HTTPS)},

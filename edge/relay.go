@@ -273,6 +273,10 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 // serveRelayed serves a request that a peer carried here. The link's TLS has already
 // checked that it is a node of the site.
 func (s *Server) serveRelayed(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == busyPath {
+		s.serveBusy(w)
+		return
+	}
 	client, err := netip.ParseAddrPort(r.Header.Get(relayClient))
 	if err != nil || len(r.TLS.PeerCertificates) == 0 || len(r.TLS.PeerCertificates[0].DNSNames) == 0 {
 		http.Error(w, "not a relayed request", http.StatusBadRequest)

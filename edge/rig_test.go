@@ -112,7 +112,7 @@ func build(t testing.TB, o origin) *cluster {
 	for i, id := range nodeIDs {
 		n := &node{id: id, addr: c.state[i].Address, access: make(lines, 1000), done: make(chan error, 1)}
 		n.Server = New(Config{
-			Self: id, Ports: testPorts, View: n.now.Load, Meter: meter.New(meter.Config{Full: 10}), Keys: ring,
+			Self: id, Ports: testPorts, View: n.now.Load, Meter: meter.New(meter.Config{Measure: meter.Requests, Full: 10}), Keys: ring,
 			TLS:         &tls.Config{Certificates: []tls.Certificate{c.ca.issue(t, host, "*."+host)}, NextProtos: []string{"h2", "http/1.1"}},
 			Relay:       relayAddr(&c.state[i]),
 			RelayServer: c.ca.peerServer(t, id), RelayClient: c.ca.peerClient(t, id),

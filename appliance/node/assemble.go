@@ -105,6 +105,7 @@ func edgeSite(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, handlers [
 		Pins:    pin.NewRing(ring.Sealer(keys.LabelPin), ring.Derive(keys.LabelPinName, ""), doc.Site),
 		Grace:   doc.Drain.Grace,
 
+		Bursts:         doc.Balancing.Bursts,
 		MaxRequests:    doc.Limits.Requests,
 		Proxies:        doc.Proxies.Trusted,
 		ProxyRedirects: doc.Proxies.Redirect,

@@ -274,6 +274,7 @@ func (g *guard) holdHome(ctx context.Context, link takeover.Link) error {
 func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
+	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -282,7 +283,10 @@ func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 			g.judge(time.Now())
 			g.tell()
 		case <-tick.C:
+			now := time.Now()
 			g.mu.Lock()
+			g.facts.forgive(now.Sub(last) - healthEvery)
+			last = now
 			g.facts.carrier(time.Now(), hasCarrier(g.nodeFile.Interfaces.Public))
 			g.mu.Unlock()
 			g.judge(time.Now())

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -100,10 +101,21 @@ func (f *facts) amiss(now time.Time) []string {
 	if f.cut {
 		all = append(all, "the public interface has no carrier")
 	}
+	if f.current == balancing.Sick {
+		all = append(all, fmt.Sprintf("the server has not answered itself for %v", f.stale))
+	}
 	if !f.clock.IsZero() && now.Sub(f.clock) < clockWord {
 		all = append(all, "the clock differs from that of a peer by more than 30 s")
 	}
 	return all
+}
+
+// forgive makes the last token younger by the time that the guard itself was late: newer
+// ones may lie unread.
+func (f *facts) forgive(late time.Duration) {
+	if late > healthEvery/2 && !f.token.IsZero() {
+		f.token = f.token.Add(late)
+	}
 }
 
 // slowStart is how long a node that returns to a site at work seems busier than it is, so

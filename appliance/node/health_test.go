@@ -148,6 +148,26 @@ func TestWorkHasEnded(t *testing.T) {
 	}
 }
 
+// TestOwnDelayMakesNobodySick: a guard that was itself not run judges by what it has not
+// read yet.
+func TestOwnDelayMakesNobodySick(t *testing.T) {
+	now := time.Unix(1000, 0)
+	f := facts{stale: 1500 * time.Millisecond, current: balancing.OK, token: now}
+	now = now.Add(3 * time.Second)
+	f.forgive(2900 * time.Millisecond)
+	if got := f.judge(now, false); got != balancing.OK {
+		t.Errorf("after a pause of its own: %v, want ok", got)
+	}
+	for range 16 { // and then nothing comes
+		now = now.Add(healthEvery)
+		f.forgive(time.Millisecond)
+		f.judge(now, false)
+	}
+	if f.current != balancing.Sick || len(f.amiss(now)) != 1 {
+		t.Errorf("without a token for 1.6 s: %v, amiss %v", f.current, f.amiss(now))
+	}
+}
+
 func TestSlowStart(t *testing.T) {
 	now := time.Unix(1000, 0)
 	f := facts{told: token{Load: 12}}

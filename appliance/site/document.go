@@ -143,6 +143,10 @@ type Balancing struct {
 	// URL (Alt-Svc), 'none' leaves it where it is. Pins and dedicated paths are not asked.
 	Move balancing.Move `yaml:"move" default:"redirect"`
 
+	// Whether a node that is very busy for a moment may have a single request done by a peer
+	// that is free just then. It carries the request there; the client does not notice.
+	Bursts bool `yaml:"bursts" default:"false"`
+
 	// How reports travel: 'multicast', 'unicast' to each peer, 'query' for unicast with each
 	// peer asked for its report, or 'auto' for multicast where the interface carries it, with
 	// unicast to those whom it does not reach.

@@ -101,7 +101,7 @@ func TestDocumentIsWhatWasWritten(t *testing.T) {
 		},
 		Balancing: Balancing{
 			Period: 500 * time.Millisecond, Light: 50, Margin: 20, Rule: balancing.Damped, Choice: balancing.Headroom,
-			Below: 40, Measure: meter.Weighted, Full: 400, Move: balancing.MoveQuiet,
+			Below: 40, Measure: meter.Weighted, Full: 400, Move: balancing.MoveQuiet, Bursts: true,
 			Exchange: heartbeat.Multicast, Channel: InternalChannel, OfflineAfter: 3,
 		},
 		Takeover: Takeover{Enabled: true, HoldDown: 5 * time.Second},

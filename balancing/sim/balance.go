@@ -80,18 +80,16 @@ func (s *simulation) redirect(n, peer *node, i int32) {
 	s.at(s.now+delay, event{kind: requestArrives, client: i})
 }
 
-// The work of a relay, in seconds of CPU time, and when it is worth it, in jobs per core.
+// The work of a relay, in seconds of CPU time.
 const (
 	relayWork = 0.1e-3  // at the node that the client talks to
 	peerWork  = 0.05e-3 // at the one that serves, beyond the request's own
-	burst     = 1.25    // a node asks its peers from here on
-	room      = 0.75    // a peer takes a request up to here
 )
 
 // relayTo returns the peer that should do a single request of the client in place of n,
 // or nil: the lighter of two that n asks. A client on a stateful path stays where it is.
 func (s *simulation) relayTo(n *node, c *client) *node {
-	if !s.Relay || c.owner != "" || n.pressure() < burst || len(s.nodes) < 2 {
+	if !s.Relay || c.owner != "" || n.pressure() < balancing.BurstBusy || len(s.nodes) < 2 {
 		return nil
 	}
 	var best *node
@@ -100,7 +98,7 @@ func (s *simulation) relayTo(n *node, c *client) *node {
 		if k >= n.index {
 			k++
 		}
-		if peer := s.nodes[k]; peer.alive && peer.pressure() <= room && (best == nil || peer.pressure() < best.pressure()) {
+		if peer := s.nodes[k]; peer.alive && peer.pressure() <= balancing.BurstFree && (best == nil || peer.pressure() < best.pressure()) {
 			best = peer
 		}
 	}

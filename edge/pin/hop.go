@@ -72,7 +72,7 @@ func (r *Ring) openHop(value string, now time.Time) (Hop, error) {
 	switch age := now.Sub(h.At); {
 	case !h.Target.Valid():
 		return Hop{}, Garbled
-	case age > hopLife || age < -clockError:
+	case age > hopLife+time.Second || age < -clockError: // whole seconds: it was set up to one later
 		return Hop{}, Expired
 	}
 	return h, nil
