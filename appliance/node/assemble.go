@@ -109,6 +109,7 @@ func edgeSite(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, handlers [
 		MaxRequests:    doc.Limits.Requests,
 		Proxies:        doc.Proxies.Trusted,
 		ProxyRedirects: doc.Proxies.Redirect,
+		ProxyProtocol:  doc.Proxies.Protocol,
 	}, nil
 }
 

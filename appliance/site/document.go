@@ -351,6 +351,10 @@ type Proxies struct {
 	// Whether clients behind them can reach the node names, so that they can be sent there.
 	// If not, nodes carry their requests to each other in place of it.
 	Redirect bool `yaml:"redirect" default:"false"`
+
+	// Whether they begin each TCP connection with the header of the PROXY protocol, version
+	// 1 or 2. A connection of theirs without it is then refused.
+	Protocol bool `yaml:"protocol" default:"false"`
 }
 
 // Limits are what one node bears at a time.

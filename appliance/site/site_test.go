@@ -134,7 +134,7 @@ func TestDocumentIsWhatWasWritten(t *testing.T) {
 		},
 		Proxies: Proxies{
 			Trusted:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("2001:db8:9::/48")},
-			Redirect: true,
+			Redirect: true, Protocol: true,
 		},
 		Limits: Limits{Requests: 5000},
 		Drain:  Drain{Grace: 10 * time.Second},
