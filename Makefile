@@ -9,6 +9,9 @@ T     ?= 30s
 # detector.
 PACKAGES := curl bind9-dnsutils gcc libc6-dev
 
+# The browsers that the browser tests drive, and certutil, which makes them trust a CA.
+BROWSERS := chromium firefox-esr libnss3-tools
+
 FUZZ = $(shell grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u)
 
 .PHONY: help
@@ -24,8 +27,10 @@ run: build ## build, and run a three-node site on loopback until Ctrl-C
 	@exec $(BIN) demo
 
 .PHONY: test
-test: packages build ## all tests, with the race detector
-	$(GO) test -race -shuffle=on -timeout 15m ./...
+# The simulator is one goroutine a run and counts in seconds of CPU: not under -race.
+test: packages browser build ## all tests, with the race detector
+	$(GO) test -race -shuffle=on -timeout 15m $$($(GO) list ./... | grep -v /balancing/sim)
+	$(GO) test -shuffle=on ./balancing/sim
 
 .PHONY: check
 check: ## formatting, vet, static analysis, tidy modules
@@ -50,15 +55,17 @@ bench: ## run every benchmark, for docs/benchmarks.md
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: cover
-cover: packages ## coverage of the tests, a line a function
+cover: packages browser ## coverage of the tests, a line a function
 	$(GO) test -coverprofile=bin/cover.out -coverpkg=./... ./...
 	$(GO) tool cover -func=bin/cover.out
 
 # Installs the packages that are missing, and only then asks for root.
-.PHONY: packages
-packages:
-	@command -v dpkg-query >/dev/null || { echo "not a Debian-like machine: install by hand what is missing of: $(PACKAGES)"; exit 0; }; \
-	missing=; for p in $(PACKAGES); do \
+.PHONY: packages browser
+packages: WANTED := $(PACKAGES)
+browser: WANTED := $(BROWSERS)
+packages browser:
+	@command -v dpkg-query >/dev/null || { echo "not a Debian-like machine: install by hand what is missing of: $(WANTED)"; exit 0; }; \
+	missing=; for p in $(WANTED); do \
 		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \

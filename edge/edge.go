@@ -103,8 +103,9 @@ type Server struct {
 	asked      atomic.Int64 // when Config.Ask was last called, in unix nanoseconds
 	inProgress atomic.Int64 // requests
 
-	port    string   // of HTTPS, as it follows the host in a URL
-	offerH3 []string // value of Alt-Svc
+	port     string   // of HTTPS, as it follows the host in a URL
+	offerH3  []string // value of Alt-Svc
+	offerNow []string // the same, for no longer than the offer of a peer
 
 	busyWait time.Duration
 	asking   chan struct{}     // holds one for each request that asks peers how busy they are
@@ -125,6 +126,7 @@ func New(c Config, site *Site) *Server {
 		want:     make(chan []netip.Addr, 1),
 		port:     portSuffix(c.Ports.HTTPS),
 		offerH3:  []string{fmt.Sprintf(`h3=":%d"; ma=600`, c.Ports.HTTPS)},
+		offerNow: []string{fmt.Sprintf(`h3=":%d"; ma=%d`, c.Ports.HTTPS, int(steerLife.Seconds()))},
 		tokenKey: c.Keys.Derive(keys.LabelQUICToken, ""),
 		resetKey: func(a netip.Addr) quic.StatelessResetKey {
 			// One key an address: a node that holds the key of a peer's address could

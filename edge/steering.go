@@ -34,6 +34,8 @@ func (s *Server) altSvc(h http.Header, r *http.Request, x *exchange) {
 			x.site.Names.NodeName(x.steer, x.name.Host), s.c.Ports.HTTPS, int(steerLife.Seconds())))
 		s.counters.steers.Add(1)
 	case x.conn.offered(x.view, x.start) != "": // our own would take the earlier one back
+	case x.site.Routes.Quiet(): // Firefox takes no offer that ends before one it has
+		h["Alt-Svc"] = s.offerNow
 	case r.ProtoMajor < 3:
 		h["Alt-Svc"] = s.offerH3
 	}

@@ -212,7 +212,7 @@ func (d *Demo) startBanks() (stop func(), err error) {
 			return nil, err
 		}
 		s := &http.Server{
-			Handler:           bank.New(bank.Config{Name: string(p.id)}),
+			Handler:           bank.New(bank.Config{Name: string(p.id), Domain: Host}),
 			ReadHeaderTimeout: 10 * time.Second,
 			ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 		}

@@ -48,7 +48,11 @@ type Table struct {
 	rules tree[*Rule]
 	exits tree[*Stateful]
 	wide  map[string][]*Stateful // of the whole site, by host; "" for hosts without an entry
+	quiet bool
 }
+
+// Quiet reports whether load moves the clients of some path quietly.
+func (t *Table) Quiet() bool { return t.quiet }
 
 // NewTable builds a table of rules. The error names every rule that contradicts itself
 // or another one.
@@ -75,6 +79,7 @@ func NewTable(rules []Rule) (*Table, error) {
 		if old, ok := t.rules.add(r.Host, r.pattern(), r); !ok {
 			bad("the path is taken by the route with index %d, this one has index %d", old.Index, r.Index)
 		}
+		t.quiet = t.quiet || r.Move == balancing.MoveQuiet
 		if r.Stateful != nil {
 			t.addStateful(r, states, bad)
 		}
