@@ -11,8 +11,8 @@ import (
 
 // Quiet steering moves a client without a redirect: the answer names a peer as an
 // alternative for the host (RFC 7838), and the browser sends what follows there, under
-// the same URL. docs/decisions/0009 says to whom an offer is made, and why two nodes do
-// not send a client back and forth.
+// the same URL. docs/decisions/0009-moving-clients.md says to whom an offer is made, and
+// why two nodes do not send a client back and forth.
 const (
 	// steerLife is how long a client may keep to the offer: it must not outlive the
 	// picture of the loads by much.

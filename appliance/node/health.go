@@ -101,7 +101,7 @@ func (f *facts) amiss(now time.Time) []string {
 	if f.cut {
 		all = append(all, "the public interface has no carrier")
 	}
-	if f.current == balancing.Sick {
+	if f.current == balancing.Sick && !f.cut {
 		all = append(all, fmt.Sprintf("the server has not answered itself for %v", f.stale))
 	}
 	if !f.clock.IsZero() && now.Sub(f.clock) < clockWord {

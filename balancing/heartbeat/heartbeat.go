@@ -114,6 +114,7 @@ type Exchange struct {
 	peers    *peers
 	told     Status    // as in the latest report to all
 	news     bool      // there is something that all peers should know early
+	urgent   bool      // and it is no load
 	stale    bool      // the view lacks loads that have come in
 	asked    time.Time // when the peers were last asked
 	light    bool      // the load was not above L1 when it was last reported
@@ -234,7 +235,7 @@ func (x *Exchange) Update(f func(*Status)) {
 	switch {
 	case was.says(&s):
 		x.publish(time.Now())
-		x.tell()
+		x.tell(true)
 		return
 	case s.Load == was.Load && s.Debit == was.Debit && s.Shed == was.Shed:
 		return
@@ -242,13 +243,14 @@ func (x *Exchange) Update(f func(*Status)) {
 	x.stale = true
 	crossed := x.light != (s.Load <= x.settings.Light)
 	if crossed || math.Abs(float64(s.Load-x.told.Load)) > jump {
-		x.tell()
+		x.tell(false)
 	}
 }
 
-// tell has a report sent to all before its time. x.mu is held.
-func (x *Exchange) tell() {
+// tell has a report sent to all before its time, the sooner if it is urgent. x.mu is held.
+func (x *Exchange) tell(urgent bool) {
 	x.news = true
+	x.urgent = x.urgent || urgent
 	signal(x.early)
 }
 
@@ -287,7 +289,7 @@ func (x *Exchange) follow(s balancing.Settings) {
 		x.c.Keep(s)
 	}
 	x.publish(time.Now())
-	x.tell()
+	x.tell(true)
 }
 
 // Ask asks the peers for a report, because what is known of them is too old to act upon.
@@ -414,7 +416,7 @@ func earlier(a, b time.Time) time.Time {
 func (x *Exchange) pause() time.Duration {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.told.says(&x.status) || x.peers.waiting() {
+	if x.urgent || x.peers.waiting() {
 		return earliest
 	}
 	return jumpPause
@@ -486,7 +488,7 @@ func (x *Exchange) hear(b []byte, byMulticast bool) {
 		return
 	case joined:
 		x.c.Log.Info("peer online", "peer", p.ID, "addr", p.Address, "state", p.State)
-		x.tell() // it may know nothing of us
+		x.tell(true) // it may know nothing of us
 	case parted:
 		x.c.Log.Info("peer left", "peer", p.ID)
 	}

@@ -28,7 +28,7 @@ func (s *sender) report(now time.Time, due bool) {
 	r := x.compose(now)
 	to := x.peers.addressees(now, x.mode, x.within(), all)
 	if all {
-		x.told, x.news, x.light = x.status, false, x.status.Load <= x.settings.Light
+		x.told, x.news, x.urgent, x.light = x.status, false, false, x.status.Load <= x.settings.Light
 	}
 	x.mu.Unlock()
 	s.send(r, to, all)
