@@ -127,6 +127,9 @@ func (p Policy) Decide(v *View, r *Request) Decision {
 	if me == nil {
 		return Decision{Action: Here, Reason: ReasonNoLighter}
 	}
+	if me.Load <= p.Light && r.plain() && me.Able(r.Route) && !me.goes() {
+		return Decision{Action: Here, Reason: ReasonLight} // as below, for most requests of most days
+	}
 	if r.Owner != "" && r.pinCounts() {
 		return decidePinned(v, me, r)
 	}
@@ -139,6 +142,11 @@ func (p Policy) Decide(v *View, r *Request) Decision {
 		d.Pin = ClearPin
 	}
 	return d
+}
+
+// plain reports whether nothing but load can have a say in r.
+func (r *Request) plain() bool {
+	return r.Position == Outside && len(r.Dedicated) == 0 && !r.Hopped && !r.Relayed
 }
 
 // pinCounts reports whether the client's pin binds at this position.
