@@ -175,6 +175,8 @@ func (d *Demo) ready() Event {
 		{"... and see it send new requests to a lighter node", fmt.Sprintf("%s -s -o /dev/null -w '%%{http_code} %%{redirect_url}\\n' %s/", curl, page)},
 		{"kill " + string(victim.id) + "; its VIP is answered by a peer within 2 s", fmt.Sprintf("kill -9 %d", victim.pid.Load())},
 		{"start " + string(victim.id) + " again; it has its VIP back within 5 s", d.restart(victim)},
+		{"change L1 on all nodes at once", fmt.Sprintf("%s balancing set light=30 --dir %s", short(d.c.Binary), d.dir)},
+		{"look at the bank; the pages say which node answers, and what to try", d.browser(page)},
 	}
 	var b strings.Builder
 	took := time.Since(d.began).Round(10 * time.Millisecond)
@@ -197,6 +199,17 @@ func (d *Demo) ready() Event {
 		Time: time.Now(), Event: "ready", Text: b.String(),
 		Attrs: map[string]any{"nodes": rows, "dir": d.dir, "ca": filepath.Join(d.dir, "ca.pem"), "url": page + "/", "try": lines, "took": took.String()},
 	}
+}
+
+// browser returns the line that opens the site in a browser of its own, which finds the
+// names without the DNS of this machine.
+func (d *Demo) browser(page string) string {
+	rules := []string{fmt.Sprintf("MAP %s %s", Host, d.nodes[0].vip)}
+	for _, p := range d.nodes {
+		rules = append(rules, fmt.Sprintf("MAP %s.%s %s", p.id, Host, p.vip))
+	}
+	return fmt.Sprintf("chromium --user-data-dir=%s --ignore-certificate-errors --host-resolver-rules='%s' %s/",
+		filepath.Join(d.dir, "browser"), strings.Join(rules, ", "), page)
 }
 
 // Line returns e as one line for people, or as the block that it is.
