@@ -28,7 +28,12 @@ type Event struct {
 
 // shown are the messages of the nodes that are events; the rest stays in their logs.
 var shown = map[string]func(a map[string]any) string{
-	"state":       func(a map[string]any) string { return fmt.Sprintf("is %v", a["state"]) },
+	"state": func(a map[string]any) string {
+		if why, ok := a["amiss"].([]any); ok {
+			return fmt.Sprintf("is %v: %v", a["state"], why)
+		}
+		return fmt.Sprintf("is %v", a["state"])
+	},
 	"peer online": func(a map[string]any) string { return fmt.Sprintf("hears %v", a["peer"]) },
 	"peer silent": func(a map[string]any) string {
 		return fmt.Sprintf("has not heard %v for too long: off-line", a["peer"])
@@ -221,7 +226,7 @@ func (e Event) Line() string {
 }
 
 // quiet are events that say nothing new while a demo ends.
-var quiet = []string{"vip released", "vip claimed", "peer left", "peer silent", "state"}
+var quiet = []string{"vip released", "vip claimed", "vip claim failed", "peer left", "peer silent", "state"}
 
 // Quiet reports whether e is of no interest once the demo is ending.
 func (e Event) Quiet() bool { return slices.Contains(quiet, e.Event) }

@@ -318,7 +318,11 @@ func (g *guard) judge(now time.Time) {
 		if was == balancing.Joining && atWork(v) {
 			f.serves = now
 		}
-		g.log.Info("state", "state", next, "amiss", f.amiss(now))
+		attrs := []any{"state", next}
+		if amiss := f.amiss(now); len(amiss) > 0 {
+			attrs = append(attrs, "amiss", amiss)
+		}
+		g.log.Info("state", attrs...)
 	}
 	t, load := f.told, f.load(now, v.Settings.Light-v.Settings.Margin)
 	g.exchange.Update(func(s *heartbeat.Status) {
