@@ -1,15 +1,10 @@
 package heartbeat
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
-	"os/exec"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,16 +13,15 @@ import (
 
 	"peerage/balancing"
 	"peerage/balancing/keys"
+	"peerage/balancing/nstest"
 )
-
-const inside = "PEERAGE_TEST_IN_NAMESPACE"
 
 // TestSockets exchanges reports over the sockets of a real kernel, by multicast and
 // unicast and in both families. It runs in a network namespace of its own, which has an
 // interface that carries multicast.
 func TestSockets(t *testing.T) {
-	if os.Getenv(inside) == "" {
-		rerun(t)
+	if !nstest.Inside() {
+		nstest.Rerun(t)
 		return
 	}
 	setUpNetwork(t)
@@ -146,31 +140,5 @@ func setUpNetwork(t *testing.T) {
 		if err := netlink.LinkSetUp(l); err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-func rerun(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestSockets$", "-test.v")
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Skipf("this kernel makes no user and network namespaces for us: %v", err)
-	}
-	err = cmd.Wait()
-	switch {
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, &out)
-	case strings.Contains(out.String(), "--- SKIP"):
-		t.Skipf("in the namespace:\n%s", &out)
 	}
 }

@@ -1,7 +1,6 @@
 package link_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,10 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +20,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"peerage/balancing/nstest"
 	"peerage/takeover"
 	"peerage/takeover/internal/link"
 	"peerage/takeover/linktest"
@@ -43,13 +41,11 @@ var (
 	vips     = []netip.Addr{vip4, vip6, netip.MustParseAddr("192.0.2.12"), netip.MustParseAddr("2001:db8::12")}
 )
 
-const inside = "PEERAGE_TEST_IN_NAMESPACE"
-
 // TestInNamespace runs the tests of this file that need a network of their own, in a
 // child process that has one. It needs no privileges but that to make user namespaces.
 func TestInNamespace(t *testing.T) {
-	if os.Getenv(inside) == "" {
-		rerun(t)
+	if !nstest.Inside() {
+		nstest.Rerun(t)
 		return
 	}
 	setUpNetwork(t)
@@ -66,33 +62,6 @@ func TestInNamespace(t *testing.T) {
 	t.Run("a neighbour's cache follows the announcement", testNeighbourCache)
 	t.Run("a probe teaches the neighbours nothing", testProbeIsSilent)
 	t.Run("an ended context ends a probe", testContextEnds)
-}
-
-func rerun(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestInNamespace$", "-test.v")
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Skipf("this kernel makes no user and network namespaces for us: %v", err)
-	}
-	err = cmd.Wait()
-	switch {
-	case err != nil:
-		t.Errorf("in the namespace: %v\n%s", err, &out)
-	case strings.Contains(out.String(), "--- SKIP"):
-		t.Skipf("in the namespace:\n%s", &out)
-	}
-	t.Logf("in the namespace:\n%s", &out)
 }
 
 // setUpNetwork lays a wire from near to far, and gives near a gateway at its other end.
