@@ -30,7 +30,7 @@ type OwnerLoss uint8
 const (
 	Repin   OwnerLoss = iota // serve here and pin here; the back-end is told
 	Restart                  // send the client back to the entry path
-	Fail                     // refuse until the node is back
+	Fail                     // refuse until the node is back; if it lost what it knew, refuse once and begin anew
 )
 
 var ownerLossNames = []string{Repin: "repin", Restart: "restart", Fail: "fail"}
@@ -174,10 +174,12 @@ func decidePinned(v *View, me *Node, r *Request) Decision {
 		}
 		return Decision{Action: Relay, Peer: r.Owner, Reason: ReasonPinElsewhere}
 	}
-	switch r.OnOwnerLoss {
-	case Restart:
+	switch {
+	case r.OnOwnerLoss == Restart && r.Position != Entry: // else it is there already
 		return Decision{Action: SendToEntry, Reason: ReasonPinLost, Pin: DropPin}
-	case Fail:
+	case r.OnOwnerLoss == Fail && owner != nil && owner.Online: // it is back, and knows nothing
+		return Decision{Action: Unavailable, Reason: ReasonPinLost, Pin: DropPin}
+	case r.OnOwnerLoss == Fail:
 		return Decision{Action: Unavailable, Reason: ReasonPinLost}
 	}
 	if change == KeepPin {

@@ -105,6 +105,8 @@ func TestDecide(t *testing.T) {
 		{"16 owner off-line, repin", "a:off b:30", "b", pinned(interior, "a"), Decision{Action: Here, Reason: ReasonPinLost, Pin: SetPin, PinLost: true}},
 		{"17 owner off-line, restart", "a:off b:30", "b", lost(pinned(interior, "a"), Restart), Decision{Action: SendToEntry, Reason: ReasonPinLost, Pin: DropPin}},
 		{"19 owner off-line, fail", "a:off b:30", "b", lost(pinned(interior, "a"), Fail), Decision{Action: Unavailable, Reason: ReasonPinLost}},
+		{"owner off-line, restart, at the entry already", "a:off b:30", "b", lost(pinned(entry, "a"), Restart), Decision{Action: Here, Reason: ReasonPinLost, Pin: SetPin, PinLost: true}},
+		{"21 owner back without what it knew, fail: once", "a:30/restarted b:30", "b", lost(pinned(interior, "a"), Fail), Decision{Action: Unavailable, Reason: ReasonPinLost, Pin: DropPin}},
 		{"owner off-line at the exit", "a:off b:30", "b", pinned(Request{Movable: true, Position: Exit}, "a"), Decision{Action: Here, Reason: ReasonPinLost, Pin: ClearPin, PinLost: true}},
 		{"owner not of this site", "a:30 b:30", "a", pinned(interior, "z"), Decision{Action: Here, Reason: ReasonPinLost, Pin: SetPin, PinLost: true}},
 		{"20 repinned client at the returned node", "a:30 b:30", "a", pinned(interior, "b"), Decision{Action: Redirect, Peer: "b", Reason: ReasonPinElsewhere}},

@@ -80,6 +80,14 @@ func (w *recorder) ReadFrom(src io.Reader) (int64, error) {
 	return io.CopyBuffer(struct{ io.Writer }{w}, src, buf)
 }
 
+// unanswered breaks off a request that was given up because its client seemed to be gone: a
+// client that has only closed its own side must not take silence for success.
+func (w *recorder) unanswered(r *http.Request) {
+	if w.status == 0 && r.Context().Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // Hijack hands the connection over to a tunnel.
 func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.status == 0 {

@@ -68,4 +68,11 @@ func scrub(h http.Header) {
 	for _, k := range []string{"Forwarded", "X-Real-Ip", "X-Pin-Lost", "Proxy"} {
 		delete(h, k)
 	}
+	// What a client names here would be taken from the request on its way to the back-end,
+	// our own headers among it.
+	if h.Get("Upgrade") != "" {
+		h.Set("Connection", "Upgrade")
+	} else {
+		delete(h, "Connection")
+	}
 }

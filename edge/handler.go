@@ -83,6 +83,9 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, from balancing.N
 		s.sendToEntry(rec, r, x)
 	default:
 		rec.Header().Set("Retry-After", "1")
+		if x.decision.Pin == balancing.DropPin {
+			s.changePin(rec.Header(), http.StatusServiceUnavailable, r, x)
+		}
 		rec.refuse(http.StatusServiceUnavailable, unavailable(x.decision.Reason))
 	}
 }
@@ -211,14 +214,17 @@ func (s *Server) serveHere(rec *recorder, r *http.Request, x *exchange) {
 	s.c.Meter.Begin(x.rule.Index)
 	defer s.c.Meter.End(x.rule.Index)
 	rec.before = func(status int, h http.Header) {
+		pin.StripSetCookie(h)
 		s.ownHeaders(h, status, r, x)
 		s.changePin(h, status, r, x)
 	}
+	pin.StripCookie(r.Header)
 	if x.decision.PinLost {
 		r.Header.Set("X-Pin-Lost", x.state.Name)
 	}
 	x.site.Origins[x.rule.Index].ServeHTTP(rec, r)
-	if rec.status == 0 && r.Context().Err() == nil {
+	rec.unanswered(r)
+	if rec.status == 0 {
 		rec.WriteHeader(http.StatusOK) // as net/http would, but through before
 	}
 }

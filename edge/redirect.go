@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"peerage/balancing"
@@ -75,8 +76,10 @@ func portSuffix(p uint16) string {
 // preflight comes without cookies whether the client has a pin or not (Fetch 4.8).
 func (s *Server) changePin(h http.Header, status int, r *http.Request, x *exchange) {
 	switch {
-	case x.state == nil, r.Method == http.MethodHead, r.Method == http.MethodOptions,
-		status >= 400 && x.decision.Pin != balancing.DropPin:
+	case x.state == nil:
+		return
+	case x.decision.Pin == balancing.DropPin: // whatever the answer
+	case r.Method == http.MethodHead, r.Method == http.MethodOptions, status >= 400:
 		return
 	}
 	now := time.Now()
@@ -101,7 +104,8 @@ func (s *Server) changePin(h http.Header, status int, r *http.Request, x *exchan
 		h.Add("Set-Cookie", x.site.Pins.Clear(rule, x.name.Host))
 		s.counters.pinsCleared.Add(1)
 	}
-	if h.Get("Cache-Control") == "" {
+	// A cache that others share would give one client's pin to all (RFC 9111 7.3).
+	if cc := strings.ToLower(strings.Join(h.Values("Cache-Control"), ",")); !strings.Contains(cc, "private") && !strings.Contains(cc, "no-store") {
 		h.Set("Cache-Control", "private")
 	}
 }

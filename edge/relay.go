@@ -90,10 +90,10 @@ func (rl *relay) failed(w http.ResponseWriter, r *http.Request, err error) {
 	h.Set("Cache-Control", "no-store")
 	if _, ok := errors.AsType[*errConnect](err); ok {
 		h.Set("Retry-After", "1")
-		http.Error(w, "the node that holds this session cannot be reached just now", http.StatusServiceUnavailable)
+		http.Error(w, "the node that must serve this cannot be reached just now", http.StatusServiceUnavailable)
 		return
 	}
-	http.Error(w, "the node that holds this session did not answer", http.StatusBadGateway)
+	http.Error(w, "the node that must serve this did not answer", http.StatusBadGateway)
 }
 
 // errConnect is the error of a peer that was not reached.
@@ -115,6 +115,7 @@ func (s *Server) relayTo(rec *recorder, r *http.Request, x *exchange) {
 	rec.before = func(status int, h http.Header) { s.ownHeaders(h, status, r, x) }
 	ctx := context.WithValue(r.Context(), relayPeer{}, peer)
 	s.relay.proxy.ServeHTTP(rec, r.WithContext(ctx))
+	rec.unanswered(r)
 }
 
 // RoundTrip sends r over the link to the peer in its context.
@@ -255,7 +256,6 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 		MaxHeaderBytes:    2 * maxHeader,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
-		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return withConn(ctx, netip.Addr{}) },
 		ErrorLog:          slog.NewLogLogger(rl.c.Log.Handler(), slog.LevelDebug),
 	})
 	var wg sync.WaitGroup
@@ -273,7 +273,7 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 // serveRelayed serves a request that a peer carried here. The link's TLS has already
 // checked that it is a node of the site.
 func (s *Server) serveRelayed(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == busyPath {
+	if r.URL.Path == busyPath && r.Header.Get(relayClient) == "" { // else it is a client's request for that path
 		s.serveBusy(w)
 		return
 	}

@@ -439,3 +439,24 @@ func upgrade(path, header string) string {
 		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", header, "", "",
 	}, "\r\n")
 }
+
+// TestHalfClosedClient: a client that has only closed its own side is not told of a success
+// that there was not.
+func TestHalfClosedClient(t *testing.T) {
+	c := newCluster(t, func(_ balancing.NodeID, _ http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done() // as a proxy gives up
+	})
+	n := c.nodes["a"]
+	conn, err := tls.Dial("tcp", netip.AddrPortFrom(n.addr, testPorts.HTTPS).String(), &tls.Config{ServerName: host, RootCAs: c.ca.pool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET /x HTTP/1.1\r\nHost: %s\r\n\r\n", host)
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := io.ReadAll(conn); len(got) > 0 {
+		t.Errorf("it was answered %q", got)
+	}
+}

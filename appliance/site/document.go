@@ -106,7 +106,7 @@ type Node struct {
 // Balancing rules who serves a request.
 type Balancing struct {
 	// Time between two reports of a node.
-	Period time.Duration `yaml:"period" default:"500ms" min:"100ms" max:"10s" step:"1ms"`
+	Period time.Duration `yaml:"period" default:"500ms" min:"50ms" max:"10s" step:"1ms"`
 
 	// Load, in per cent of its capacity, up to and including which a node keeps all its
 	// work (L1 of the patent).
@@ -220,7 +220,8 @@ type Route struct {
 
 	// Path that the route is for, in canonical form. One that ends in a slash is for all
 	// below it too, one that ends in a star for all that begin so, any other for itself
-	// only. 'none' is for requests that name no path.
+	// only. 'none' is for requests that name no path: the bare / that browsers ask for when a
+	// URL has none, and OPTIONS *. It goes before a route for /.
 	Path string `yaml:"path" required:"true" example:"/app/"`
 
 	// Files to serve.
@@ -360,7 +361,8 @@ type Proxies struct {
 // Limits are what one node bears at a time.
 type Limits struct {
 	// Requests in progress beyond which a node refuses new ones with 503. Clients that are
-	// pinned to it have a quarter more. 0 is no limit.
+	// pinned to it have a quarter more, and those that are redirected are not refused. 0 is no
+	// limit.
 	Requests int `yaml:"requests" default:"20000" min:"0" max:"10000000"`
 }
 

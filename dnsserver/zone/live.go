@@ -83,8 +83,12 @@ func liveIn(v *balancing.View) *living {
 				answered.add(vip)
 			}
 		}
-		if homeHeld.empty() {
-			homeHeld = home // no address at all would help nobody
+		// No address at all would help nobody, in either family.
+		if len(homeHeld.v4) == 0 {
+			homeHeld.v4 = home.v4
+		}
+		if len(homeHeld.v6) == 0 {
+			homeHeld.v6 = home.v6
 		}
 		server := homeHeld
 		if n.Address.IsValid() {
@@ -100,11 +104,8 @@ func liveIn(v *balancing.View) *living {
 	// A node that drains or is sick is left out while another is left, and one that is
 	// overloaded while two others are, in each family by itself: a client of one family has
 	// no use for an address of the other.
-	l.hosts = all // start-up, or all are down: never an empty answer
-	if !answered.empty() {
-		l.hosts.v4 = choose(light.v4, well.v4, answered.v4)
-		l.hosts.v6 = choose(light.v6, well.v6, answered.v6)
-	}
+	l.hosts.v4 = choose(light.v4, well.v4, answered.v4, all.v4)
+	l.hosts.v6 = choose(light.v6, well.v6, answered.v6, all.v6)
 	return l
 }
 
@@ -129,15 +130,18 @@ func fitnessOf(n *balancing.Node, burdened func(*balancing.Node) bool) fitness {
 }
 
 // choose returns the best set of addresses of one family that is large enough: two of
-// nodes that are not overloaded, so that caches do not all send to one.
-func choose(light, well, answered []netip.Addr) []netip.Addr {
+// nodes that are not overloaded, so that caches do not all send to one. At start-up, or
+// when all are down, it is all that there are: never an empty answer.
+func choose(light, well, answered, all []netip.Addr) []netip.Addr {
 	switch {
 	case len(light) >= min(2, len(well)) && len(light) > 0:
 		return light
 	case len(well) > 0:
 		return well
+	case len(answered) > 0:
+		return answered
 	}
-	return answered
+	return all
 }
 
 // addresses returns what o resolves to.

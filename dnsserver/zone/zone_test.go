@@ -188,8 +188,14 @@ func TestSiteAddressesFollowTheView(t *testing.T) {
 		}},
 		{"n2 holds one of its two addresses", func(n1, n2, n3 *balancing.Node) { n2.Held = []netip.Addr{n2v6} }, []want{
 			{host, a, []netip.Addr{n1v4, n3v4}},
-			{"n2.www.peerage.test.", a, nil},
+			{"n2.www.peerage.test.", a, []netip.Addr{n2v4}}, // an answer without an address would be cached
 			{"n2.www.peerage.test.", aaaa, []netip.Addr{n2v6}},
+		}},
+		{"no address of version 6 is held for an instant", func(n1, n2, n3 *balancing.Node) {
+			n1.Held, n2.Held = []netip.Addr{n1v4}, []netip.Addr{n2v4}
+		}, []want{
+			{host, a, []netip.Addr{n1v4, n2v4, n3v4}},
+			{host, aaaa, []netip.Addr{n1v6, n2v6}},
 		}},
 		{"n1 drains", func(n1, n2, n3 *balancing.Node) { n1.State = balancing.Draining }, []want{
 			{host, a, []netip.Addr{n2v4, n3v4}},
