@@ -124,13 +124,13 @@ func (a asked) print(w io.Writer, s balancing.Settings) error {
 	fmt.Fprintf(t, "light\t%v\tup to this load a node keeps all its work (L1)\n", s.Light)
 	fmt.Fprintf(t, "margin\t%v\tby how much a peer must be lighter (L2)\n", s.Margin)
 	fmt.Fprintf(t, "below\t%v\tunder rule 'below', the load up to which a peer is sent work\n", s.Below)
-	fmt.Fprintf(t, "rule\t%v\t\n", s.Rule)
+	fmt.Fprintf(t, "rule\t%v\twhat a node above light does\n", s.Rule)
 	fmt.Fprintf(t, "choice\t%v\tof rule 'damped'\n", s.Choice)
 	fmt.Fprintf(t, "period\t%v\tbetween two reports\n", s.Period)
 	if s.Version == 0 {
 		fmt.Fprintf(t, "since\t-\tas in the site document\n")
 	} else {
-		fmt.Fprintf(t, "since\t%s\tchanged while the site ran\n", time.UnixMilli(int64(s.Version)).Format(time.DateTime))
+		fmt.Fprintf(t, "since\t%s\tset while the site ran\n", time.UnixMilli(int64(s.Version)).Format("2006-01-02 15:04:05 MST"))
 	}
 	return t.Flush()
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 
 	"peerage/appliance/site"
 )
@@ -58,6 +60,9 @@ type siteShowCmd struct {
 
 func (c siteShowCmd) Run(s *streams) error {
 	nf, err := site.LoadNode(c.Config)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w\nname the node file with --config; 'peerage init' makes a first one", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -103,12 +105,12 @@ func findNode(ctx context.Context, dir string) (string, error) {
 		if err == nil {
 			return d, nil
 		}
-		if first == nil {
+		if first == nil && !errors.Is(err, syscall.ECONNREFUSED) { // else what a killed node left behind
 			first = err
 		}
 	}
 	if first == nil {
-		first = fmt.Errorf("no node runs in %s; start one with 'peerage run' or 'peerage demo', or name its directory with --dir", dirs[0])
+		first = fmt.Errorf("no node runs in %s, and no demo; start one with 'peerage run' or 'peerage demo', or name its directory with --dir", dirs[0])
 	}
 	return "", first
 }
