@@ -53,6 +53,11 @@ type guard struct {
 const (
 	healthEvery = 100 * time.Millisecond // between two health tokens of the server
 
+	// minStale and maxStale bound the age at which a health token says that the server is
+	// sick: tokens come late on a busy machine, and a server that hangs must be noticed.
+	minStale = 500 * time.Millisecond
+	maxStale = 3 * time.Second
+
 	// restartFirst and restartMost are the pauses before a server that died is started
 	// again; they double from the first to the most while it keeps dying.
 	restartFirst = 100 * time.Millisecond
@@ -308,7 +313,7 @@ func (g *guard) judge(now time.Time) {
 	f := &g.facts
 	v := g.exchange.View()
 	f.listen = v.Settings.Period * 3 / 2
-	f.stale = time.Duration(g.document.Balancing.OfflineAfter) * v.Settings.Period
+	f.stale = min(max(time.Duration(g.document.Balancing.OfflineAfter)*v.Settings.Period, minStale), maxStale)
 	if n := g.exchange.Counters().Clock; n != f.refused {
 		f.refused, f.clock = n, now
 	}

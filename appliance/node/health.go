@@ -74,6 +74,8 @@ func (f *facts) next(now time.Time, held bool) balancing.State {
 		return balancing.Draining
 	case !fresh && f.current != balancing.Joining && f.current != 0:
 		return balancing.Sick
+	case !fresh && now.Sub(f.started) > max(startTime, f.stale):
+		return balancing.Sick // peers wait for a node that joins, but not for ever
 	case f.current == balancing.OK, f.current == balancing.Degraded:
 		return f.serving(now)
 	case !fresh, now.Sub(f.started) < f.listen, now.Sub(f.mended) < f.listen:
@@ -81,8 +83,13 @@ func (f *facts) next(now time.Time, held bool) balancing.State {
 	case held && now.Sub(f.well) < f.holdDown:
 		return balancing.Joining
 	}
+	f.current = balancing.OK // whatever was amiss with a sick node is over
 	return f.serving(now)
 }
+
+// startTime is how long a server may take to answer itself for the first time. Until then
+// its VIPs wait for it.
+const startTime = 5 * time.Second
 
 // serving returns the state of a node that serves.
 func (f *facts) serving(now time.Time) balancing.State {

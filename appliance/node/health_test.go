@@ -36,7 +36,10 @@ func TestStateOfANode(t *testing.T) {
 		},
 		"a server that never gets going": {
 			{want: balancing.Joining},
-			{after: time.Minute, want: balancing.Joining},
+			{after: 5 * time.Second, want: balancing.Joining},
+			{after: time.Second, want: balancing.Sick}, // its VIPs must not wait for ever
+			{after: time.Minute, want: balancing.Sick},
+			{after: time.Second, token: true, want: balancing.OK},
 		},
 		"returns to VIPs that a stand-in holds: hold-down": {
 			{token: true, held: true, want: balancing.Joining},

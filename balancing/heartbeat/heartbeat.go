@@ -16,6 +16,7 @@
 package heartbeat
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -271,6 +272,15 @@ func (x *Exchange) Set(f func(*balancing.Settings)) (balancing.Settings, error) 
 	return s, nil
 }
 
+// newer reports whether a is to be followed in place of b. Of two changes of one version,
+// made where neither was known, all nodes take the same.
+func newer(a, b *balancing.Settings) bool {
+	if a.Version != b.Version {
+		return a.Version > b.Version
+	}
+	return bytes.Compare(appendSettings(nil, a), appendSettings(nil, b)) > 0
+}
+
 // Reset is [Exchange.Set] to what the site document says.
 func (x *Exchange) Reset() (balancing.Settings, error) {
 	return x.Set(func(s *balancing.Settings) { *s = x.c.Document })
@@ -387,7 +397,7 @@ func (x *Exchange) next(now, due time.Time, regular bool) time.Time {
 	defer x.mu.Unlock()
 	period := x.settings.Period
 	if x.hasten > 0 {
-		period = x.before
+		period = min(period, x.before)
 	}
 	next := now.Add(jitter(period))
 	if !regular {
@@ -475,7 +485,7 @@ func (x *Exchange) hear(b []byte, byMulticast bool) {
 		return
 	}
 	x.counters.accepted.Add(1)
-	if s := r.settings; s.Version > x.settings.Version && s.Base == x.c.Document.Base {
+	if s := r.settings; s.Base == x.c.Document.Base && newer(&s, &x.settings) {
 		x.follow(s)
 	}
 	if r.ask {

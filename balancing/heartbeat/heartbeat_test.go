@@ -320,6 +320,39 @@ func TestSettingsReachAll(t *testing.T) {
 	})
 }
 
+// TestSettingsOfOneVersion: two changes that were made at the same moment, where neither was
+// known, do not divide the site.
+func TestSettingsOfOneVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 2, Auto)
+		n1, n2 := l.start(1, 1), l.start(2, 1)
+		defer n1.end()
+		defer n2.end()
+		settled(3 * period)
+		for x, light := range map[*running]balancing.Load{n1: 60, n2: 70} {
+			if _, err := x.Set(func(s *balancing.Settings) { s.Light = light }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settled(3 * period)
+		if a, b := n1.View().Settings, n2.View().Settings; a != b || a.Version != n1.View().Settings.Version {
+			t.Errorf("n1 follows %+v, n2 %+v", a, b)
+		}
+		// A longer period, and soon a shorter one: nobody is called silent.
+		silences := strings.Count(l.log.String(), `msg="peer silent"`)
+		for _, p := range []time.Duration{2 * time.Second, 100 * time.Millisecond} {
+			if _, err := n1.Set(func(s *balancing.Settings) { s.Period = p }); err != nil {
+				t.Fatal(err)
+			}
+			settled(200 * time.Millisecond)
+		}
+		settled(5 * time.Second)
+		if got := strings.Count(l.log.String(), `msg="peer silent"`); got != silences {
+			t.Errorf("%d verdicts between two nodes that are well", got-silences)
+		}
+	})
+}
+
 // TestSettingsOfAnotherDocument: a node whose document says something else does not follow
 // a change of what it never had.
 func TestSettingsOfAnotherDocument(t *testing.T) {

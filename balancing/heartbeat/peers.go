@@ -82,10 +82,10 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 	switch {
 	case x == nil:
 		return nil, nothing, errUnknown
+	case r.incarnation < x.Incarnation, r.incarnation == x.Incarnation && r.sequence <= x.sequence:
+		return x, nothing, errReplayed // first, or anybody's recording would look like a wrong clock
 	case now.Sub(r.sent).Abs() > maxSkew:
 		return x, nothing, errClock
-	case r.incarnation < x.Incarnation, r.incarnation == x.Incarnation && r.sequence <= x.sequence:
-		return x, nothing, errReplayed
 	}
 	was := Status{State: x.State, Held: x.Held, Unable: x.Unable}
 	wasOnline := x.Online
