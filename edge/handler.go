@@ -97,7 +97,7 @@ func unavailable(why balancing.Reason) string {
 	case balancing.ReasonDedicatedDown:
 		return "the nodes that serve this path cannot be reached just now"
 	}
-	return "the node that holds this session cannot be reached just now"
+	return "the node that holds the session cannot be reached just now"
 }
 
 // survive makes an error page of a bug: what net/http says of a panic is lost among

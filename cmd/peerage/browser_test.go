@@ -79,7 +79,7 @@ func TestChromium(t *testing.T) {
 		}
 		for _, c := range cookies {
 			if !c.Secure || !c.HTTPOnly || c.SameSite != network.CookieSameSiteLax || !c.Session || c.Path != "/banking" {
-				t.Errorf("cookie %+v: want Secure, HttpOnly, SameSite=Lax, for /banking and this session only", c)
+				t.Errorf("cookie %+v: want Secure, HttpOnly, SameSite=Lax, for /banking, and not kept", c)
 			}
 		}
 		defer d.busy(t)()

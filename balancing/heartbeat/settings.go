@@ -1,0 +1,55 @@
+package heartbeat
+
+import (
+	"bytes"
+	"time"
+
+	"peerage/balancing"
+)
+
+// Set changes the settings of the whole site: those of this node at once, those of the
+// others with the next report. It returns them with their version, or an error that says
+// what is out of bounds.
+func (x *Exchange) Set(f func(*balancing.Settings)) (balancing.Settings, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s := x.settings
+	f(&s)
+	s.Version = max(uint64(time.Now().UnixMilli()), x.settings.Version+1)
+	s.Base = x.c.Document.Base
+	if err := s.Check(); err != nil {
+		return balancing.Settings{}, err
+	}
+	x.follow(s)
+	return s, nil
+}
+
+// newer reports whether a is to be followed in place of b. Of two changes of one version,
+// made where neither was known, all nodes take the same.
+func newer(a, b *balancing.Settings) bool {
+	if a.Version != b.Version {
+		return a.Version > b.Version
+	}
+	return bytes.Compare(appendSettings(nil, a), appendSettings(nil, b)) > 0
+}
+
+// Reset is [Exchange.Set] to what the site document says.
+func (x *Exchange) Reset() (balancing.Settings, error) {
+	return x.Set(func(s *balancing.Settings) { *s = x.c.Document })
+}
+
+// follow makes s the settings. x.mu is held.
+func (x *Exchange) follow(s balancing.Settings) {
+	if s.Period > x.settings.Period {
+		// A peer that misses the news must not take the longer pause for silence.
+		x.hasten, x.before = x.c.OfflineAfter, x.settings.Period
+	}
+	x.settings = s
+	x.c.Log.Info("settings changed", "version", s.Version, "light", s.Light, "margin", s.Margin, "below", s.Below,
+		"rule", s.Rule, "choice", s.Choice, "period", s.Period)
+	if x.c.Keep != nil {
+		x.c.Keep(s)
+	}
+	x.publish(time.Now())
+	x.tell(true)
+}
