@@ -102,6 +102,8 @@ func (c *checker) nodes() {
 		at := below("nodes", string(id))
 		if !id.Valid() {
 			c.bad(at, "not a name; %s", nodeNameRule)
+		} else if id == certs.JoinNode {
+			c.bad(at, "no node can be called that: it is whom nodes ask that join; choose another name")
 		}
 		if address := at + ".address"; unicast && !c.given(address) && !c.failed[at] {
 			c.bad(address, "missing; with 'exchange: unicast' each node needs its host address here")

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"peerage/balancing"
+	"peerage/balancing/cluster"
 	"peerage/balancing/heartbeat"
 	"peerage/balancing/meter"
 	"peerage/edge/route"
@@ -44,6 +45,9 @@ type Document struct {
 
 	// How nodes stand in for one that is silent.
 	Takeover Takeover `yaml:"takeover"`
+
+	// How the nodes keep what they agree on.
+	Cluster Cluster `yaml:"cluster"`
 
 	// What is served under which path. The longest path that fits wins; of two routes for
 	// the same path, the one for that very host. A path that no route fits is not found.
@@ -200,6 +204,13 @@ func (b *Balancing) Settings() balancing.Settings {
 	fmt.Fprintf(h, "%v %v %v %v %v %v", s.Light, s.Margin, s.Below, s.Rule, s.Choice, s.Period)
 	s.Base = h.Sum32()
 	return s
+}
+
+// Cluster rules how the nodes keep what they agree on.
+type Cluster struct {
+	// How far apart the nodes are: 'lan' for one place, 'wan' for several, with more patience.
+	// A change counts for a node from its next start on.
+	Distance cluster.Distance `yaml:"distance" default:"lan"`
 }
 
 // Takeover rules how VIPs of a silent node stay answered.

@@ -74,10 +74,13 @@ type Listen struct {
 	// DNS, UDP and TCP.
 	DNS uint16 `yaml:"dns" default:"53" min:"1" max:"65535"`
 
+	// What the nodes agree on, between them: TCP and UDP.
+	Gossip uint16 `yaml:"gossip" default:"7946" min:"1" max:"65535"`
+
 	// Reports of the peers, UDP.
 	Reports uint16 `yaml:"reports" default:"7947" min:"1" max:"65535"`
 
-	// Requests that peers carry here, TCP.
+	// Requests that peers carry here, and nodes that join, TCP.
 	Relay uint16 `yaml:"relay" default:"7948" min:"1" max:"65535"`
 }
 
@@ -144,7 +147,7 @@ func checkPorts(r *report, l Listen) {
 	for _, p := range []struct {
 		key  string
 		port uint16
-	}{{"http", l.HTTP}, {"https", l.HTTPS}, {"dns", l.DNS}, {"reports", l.Reports}, {"relay", l.Relay}} {
+	}{{"http", l.HTTP}, {"https", l.HTTPS}, {"dns", l.DNS}, {"gossip", l.Gossip}, {"reports", l.Reports}, {"relay", l.Relay}} {
 		path := "listen." + p.key
 		if r.failed[path] {
 			continue

@@ -248,7 +248,7 @@ func TestNodeFile(t *testing.T) {
 	}{
 		{"defaults", "name: n1\ninterfaces: {public: lo}\naddress: 127.0.0.11\n", NodeFile{
 			Name: "n1", DataDir: "/var/lib/peerage", Interfaces: Interfaces{"lo", "lo"}, Address: Addresses{a, a},
-			Listen: Listen{80, 443, 53, 7947, 7948}, Multicast: Multicast{group},
+			Listen: Listen{80, 443, 53, 7946, 7947, 7948}, Multicast: Multicast{group},
 			SiteKeyFile: "/var/lib/peerage/site.key", SiteFile: "/var/lib/peerage/site.yaml",
 		}},
 		{"all keys", `name: n2
@@ -262,7 +262,7 @@ site_file: conf/site.yaml
 user: www
 `, NodeFile{
 			Name: "n2", DataDir: "/srv/n2", Interfaces: Interfaces{"eth0", "eth1"}, Address: Addresses{a, b},
-			Listen: Listen{8080, 8443, 8053, 1947, 1948}, Multicast: Multicast{netip.MustParseAddr("ff18::4f2f")},
+			Listen: Listen{8080, 8443, 8053, 7946, 1947, 1948}, Multicast: Multicast{netip.MustParseAddr("ff18::4f2f")},
 			SiteKeyFile: "/etc/peerage/site.key", SiteFile: "/srv/n2/conf/site.yaml", User: "www",
 		}},
 	} {
