@@ -50,6 +50,10 @@ fuzz: ## run every fuzz target for T (30s) each
 	@set -e; for p in $(FUZZ); do for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | sed 's/func //'); do \
 		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(T) $$p; done; done
 
+.PHONY: chaos
+chaos: packages ## five nodes on a LAN under random faults for T (30s)
+	PEERAGE_CHAOS=$(T) $(GO) test -v -run TestChaos -timeout 24h ./cmd/peerage
+
 .PHONY: bench
 bench: ## run every benchmark, for docs/benchmarks.md
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -34,6 +34,22 @@ func (c *requests) wait(ctx context.Context) {
 	}
 }
 
+// waitQuiet returns when there has been no request in progress for d, or ctx ends.
+func (c *requests) waitQuiet(ctx context.Context, d time.Duration) {
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for quiet := time.Now(); time.Since(quiet) < d; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if c.n.Load() > 0 {
+			quiet = time.Now()
+		}
+	}
+}
+
 // lastMoment is what requests get to end by themselves once they were cancelled.
 const lastMoment = time.Second
 

@@ -24,8 +24,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"peerage/balancing"
 	"peerage/balancing/keys"
 	"peerage/balancing/meter"
@@ -33,7 +31,8 @@ import (
 	"peerage/edge/route"
 )
 
-// Config is what a Server needs and never changes.
+// Config is what a Server needs and never changes, but for the Keys: see
+// [Server.SetKeys].
 type Config struct {
 	Self  balancing.NodeID
 	Ports Ports
@@ -43,10 +42,24 @@ type Config struct {
 	TLS   *tls.Config // of the public listeners, with GetCertificate
 
 	// The relay link: where peers reach this node, and the two sides of the mutual
-	// TLS between nodes.
+	// TLS between nodes. VerifyConnection of RelayServer is asked again for each request,
+	// so that a node that was removed is refused on its open connections too; it must be
+	// cheap.
 	Relay       netip.Addr
 	RelayServer *tls.Config
 	RelayClient func(peer balancing.NodeID) *tls.Config
+
+	// Peers serves the nodes on the relay link below [PeersPath]; the certificate in
+	// Request.TLS says which of them asks. Nil for nobody.
+	Peers http.Handler
+
+	// Join serves who is no node yet, and so shows no certificate: on the port of the
+	// relay link under the name JoinName, which no node's certificate has, and there
+	// nothing but [JoinPath]. JoinTLS is the server side of that. If one of the three is
+	// missing, for nobody.
+	Join     http.Handler
+	JoinName string
+	JoinTLS  *tls.Config
 
 	// Ask asks the peers for a report: what is known of one of them is too old to act
 	// upon. It must not block; nil for nobody to ask.
@@ -96,8 +109,8 @@ type Server struct {
 	ledger   *balancing.Ledger
 	counters *counters
 	relay    *relay
-	resetKey func(netip.Addr) quic.StatelessResetKey
-	tokenKey quic.TokenGeneratorKey
+	keys     atomic.Pointer[keys.Ring]
+	peers    *peerAPI
 
 	turn       atomic.Int64 // of rule rotate: see balancing.Request
 	asked      atomic.Int64 // when Config.Ask was last called, in unix nanoseconds
@@ -127,13 +140,9 @@ func New(c Config, site *Site) *Server {
 		port:     portSuffix(c.Ports.HTTPS),
 		offerH3:  []string{fmt.Sprintf(`h3=":%d"; ma=600`, c.Ports.HTTPS)},
 		offerNow: []string{fmt.Sprintf(`h3=":%d"; ma=%d`, c.Ports.HTTPS, int(steerLife.Seconds()))},
-		tokenKey: c.Keys.Derive(keys.LabelQUICToken, ""),
-		resetKey: func(a netip.Addr) quic.StatelessResetKey {
-			// One key an address: a node that holds the key of a peer's address could
-			// be asked for the tokens that kill its connections (RFC 9000 21.11).
-			return c.Keys.Derive(keys.LabelQUICReset, a.String())
-		},
+		peers:    newPeerAPI(c),
 	}
+	s.keys.Store(c.Keys)
 	s.relay = newRelay(c)
 	s.site.Store(site)
 	return s
@@ -141,6 +150,18 @@ func New(c Config, site *Site) *Server {
 
 // SetSite replaces the configuration, from the next request on.
 func (s *Server) SetSite(site *Site) { s.site.Store(site) }
+
+// SetKeys replaces the keys of the QUIC tokens and resets, for the addresses that are
+// opened from now on: those that are open would no longer know their own tokens. The pins'
+// are part of the [Site].
+func (s *Server) SetKeys(r *keys.Ring) { s.keys.Store(r) }
+
+// SetPeers names the nodes of the site, this one among them or not. It must be called too
+// when the identity of one has changed. Those that are not named, or would not be taken
+// with the key that they have shown, are sent no request any more over a connection that
+// is open; nor are requests of a node that is not named served. Until the first call
+// everyone counts whom the relay link's TLS takes.
+func (s *Server) SetPeers(nodes []balancing.NodeID) { s.relay.setPeers(nodes) }
 
 // Books returns what this node has sent away lately, for its report: load in mid-visit,
 // and load that never showed.
@@ -181,7 +202,7 @@ const retry = 50 * time.Millisecond
 // Run serves until ctx ends, then lets work in progress finish within the site's
 // grace.
 func (s *Server) Run(ctx context.Context) error {
-	stopRelay, err := s.relay.serve(http.HandlerFunc(s.serveRelayed))
+	stopRelay, err := s.relay.serve(http.HandlerFunc(s.serveLink))
 	if err != nil {
 		return err
 	}

@@ -236,6 +236,51 @@ func TestRunEndsAllItStarted(t *testing.T) {
 	}
 }
 
+// An answer whose handler is done is not thrown away on its way to a client that takes it
+// a little later.
+func TestLastAnswersArrive(t *testing.T) {
+	const size = 100 << 10 // fits into every window: nothing holds the handler up
+	open, entered, done := make(chan struct{}), make(chan struct{}, 3), make(chan struct{}, 3)
+	c := newCluster(t, func(_ balancing.NodeID, w http.ResponseWriter, _ *http.Request) {
+		http.NewResponseController(w).Flush()
+		entered <- struct{}{}
+		<-open
+		w.Write(make([]byte, size))
+		done <- struct{}{}
+	})
+	n := c.nodes["a"]
+	var answers []*http.Response
+	for _, proto := range protocols {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.client(proto, n.addr).RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		answers = append(answers, resp)
+		receive(t, entered, "the request to reach the origin")
+	}
+	n.cancel()
+	<-time.After(goAwayTime + 100*time.Millisecond)
+	close(open)
+	for range protocols {
+		receive(t, done, "the end of the handler")
+	}
+	<-time.After(200 * time.Millisecond)
+	for i, resp := range answers {
+		if b, err := io.ReadAll(resp.Body); err != nil || len(b) != size {
+			t.Errorf("%s: %d octets, %v", protocols[i], len(b), err)
+		}
+	}
+	if err := receive(t, n.done, "the end of Run"); err != nil {
+		t.Errorf("Run = %v", err)
+	}
+	n.cancel = nil
+}
+
 // Clients without a request, or with one that never ends, do not hold Run up.
 func TestRunEndsInSpiteOfClients(t *testing.T) {
 	g := newGate()

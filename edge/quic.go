@@ -14,6 +14,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"peerage/balancing/keys"
 )
 
 // quicEndpoint is the UDP side of an address: HTTP/3. It comes after the TCP side, when
@@ -36,12 +38,16 @@ func (s *Server) openQUIC(e *endpoint) error {
 		return err
 	}
 	q := &quicEndpoint{udp: udp}
-	reset := s.resetKey(e.addr)
+	ring := s.keys.Load()
+	token := quic.TokenGeneratorKey(ring.Derive(keys.LabelQUICToken, ""))
+	// One key an address: a node that holds the key of a peer's address could be asked for
+	// the tokens that kill its connections (RFC 9000 21.11).
+	reset := quic.StatelessResetKey(ring.Derive(keys.LabelQUICReset, e.addr.String()))
 	q.tr = &quic.Transport{
 		Conn:                udp, // bare, or quic-go loses GSO and batched reads
 		ConnectionIDLength:  8,
 		StatelessResetKey:   &reset,
-		TokenGeneratorKey:   &s.tokenKey,
+		TokenGeneratorKey:   &token,
 		ConnContext:         q.load.begin,
 		VerifySourceAddress: func(net.Addr) bool { return q.load.handshakes.Load() >= retryHandshake },
 	}
@@ -81,8 +87,8 @@ func quicConfig() *quic.Config {
 	}
 }
 
-// goAwayTime is what a client gets to hear of the GOAWAY before silence counts as the
-// end; net/http takes the same time for HTTP/2.
+// goAwayTime is what a client gets to hear of the GOAWAY, and to get the rest of its last
+// answer, before silence counts as the end; net/http takes the same time for HTTP/2.
 const goAwayTime = time.Second
 
 // drain stops listening at once and lets requests in progress end until ctx ends. It
@@ -91,17 +97,14 @@ const goAwayTime = time.Second
 func (q *quicEndpoint) drain(ctx context.Context) {
 	var ending sync.WaitGroup
 	ending.Go(func() { q.listener.Close() })
-	gone := make(chan struct{})
+	some, gone := context.WithCancel(ctx)
 	ending.Go(func() {
 		q.server.Shutdown(ctx)
-		close(gone)
+		gone() // all clients have closed their connections
 	})
-	select {
-	case <-gone: // all clients have closed their connections
-	case <-ctx.Done():
-	case <-time.After(goAwayTime):
-		q.requests.wait(ctx)
-	}
+	// To close a connection throws away what is on its way, or not read yet.
+	q.requests.waitQuiet(some, goAwayTime)
+	gone()
 	ended := make(chan struct{})
 	ending.Go(func() { q.server.Close() }) // waits for the handlers
 	go func() {

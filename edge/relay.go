@@ -5,11 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -41,9 +41,16 @@ type relay struct {
 	c     Config
 	proxy httputil.ReverseProxy
 
-	mu   sync.Mutex
-	wire map[link]*http.Transport // bounded by the nodes of the site
-	lost map[balancing.NodeID]failure
+	mu    sync.Mutex
+	wire  map[link]*wire // bounded by the nodes of the site
+	lost  map[balancing.NodeID]failure
+	nodes map[balancing.NodeID]bool // of the site; nil as long as nobody has said
+}
+
+// wire are the connections of a link.
+type wire struct {
+	*http.Transport
+	shown *tls.ConnectionState // by the peer when it was last reached; nil: not yet
 }
 
 // link is one of the two ways to a peer.
@@ -59,7 +66,7 @@ type failure struct {
 }
 
 func newRelay(c Config) *relay {
-	rl := &relay{c: c, wire: map[link]*http.Transport{}, lost: map[balancing.NodeID]failure{}}
+	rl := &relay{c: c, wire: map[link]*wire{}, lost: map[balancing.NodeID]failure{}}
 	rl.proxy = httputil.ReverseProxy{
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL.Scheme, pr.Out.URL.Host = "https", "peer" // each peer has its own transport
@@ -131,18 +138,53 @@ func (rl *relay) RoundTrip(r *http.Request) (*http.Response, error) {
 func (rl *relay) transport(to link) *http.Transport {
 	rl.mu.Lock()
 	defer rl.mu.Unlock()
-	t := rl.wire[to]
-	if t == nil {
-		t = rl.newTransport(to)
-		rl.wire[to] = t
+	w := rl.wire[to]
+	if w == nil {
+		w = rl.newWire(to)
+		rl.wire[to] = w
 	}
-	return t
+	return w.Transport
 }
 
-func (rl *relay) newTransport(to link) *http.Transport {
+// setPeers drops the wires to all that are no peers of this site, or would not be taken
+// for who they are. What is under way on them comes to its end.
+func (rl *relay) setPeers(nodes []balancing.NodeID) {
+	rl.mu.Lock()
+	defer rl.mu.Unlock()
+	rl.nodes = make(map[balancing.NodeID]bool, len(nodes))
+	for _, id := range nodes {
+		rl.nodes[id] = true
+	}
+	for to, w := range rl.wire {
+		if !rl.nodes[to.peer] || !rl.stillTaken(to.peer, w.shown) {
+			delete(rl.wire, to)
+			w.CloseIdleConnections()
+		}
+	}
+	maps.DeleteFunc(rl.lost, func(id balancing.NodeID, _ failure) bool { return !rl.nodes[id] })
+}
+
+// stillTaken reports whether peer would be taken now with what it has shown.
+func (rl *relay) stillTaken(peer balancing.NodeID, shown *tls.ConnectionState) bool {
+	if shown == nil {
+		return false // it may be connecting: to whom, nobody can say yet
+	}
+	verify := rl.c.RelayClient(peer).VerifyConnection
+	return verify == nil || verify(*shown) == nil
+}
+
+// isPeer reports whether a node is of the site, as far as anybody has said.
+func (rl *relay) isPeer(id balancing.NodeID) bool {
+	rl.mu.Lock()
+	defer rl.mu.Unlock()
+	return rl.nodes == nil || rl.nodes[id]
+}
+
+func (rl *relay) newWire(to link) *wire {
+	w := new(wire)
 	t := &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := rl.dial(ctx, to)
+			conn, err := rl.dial(ctx, to, w)
 			if err != nil {
 				return nil, &errConnect{err}
 			}
@@ -153,9 +195,10 @@ func (rl *relay) newTransport(to link) *http.Transport {
 		IdleConnTimeout:       idleTimeout,
 		DisableCompression:    true,
 	}
+	w.Transport = t
 	if to.upgrade {
 		t.Protocols.SetHTTP1(true)
-		return t
+		return w
 	}
 	t.Protocols.SetHTTP2(true)
 	t.MaxConnsPerHost = 1 // or a rush of requests would open a connection each; a full one is not counted
@@ -164,28 +207,33 @@ func (rl *relay) newTransport(to link) *http.Transport {
 		SendPingTimeout:           3 * time.Second, // a peer that vanished must not hold its relays for ever
 		PingTimeout:               3 * time.Second,
 	}
-	return t
+	return w
 }
 
 // dial connects to a peer, at the address that the newest view has.
-func (rl *relay) dial(ctx context.Context, to link) (net.Conn, error) {
+func (rl *relay) dial(ctx context.Context, to link, w *wire) (net.Conn, error) {
 	n := rl.c.View().Node(to.peer)
-	if n == nil {
+	if n == nil || !rl.isPeer(to.peer) {
 		return nil, errors.New("it is not of this site")
 	}
 	if err := rl.lately(to.peer); err != nil {
 		return nil, err
 	}
 	conn, err := rl.connect(ctx, to, netip.AddrPortFrom(relayAddr(n), rl.c.Ports.Relay))
-	if err != nil && ctx.Err() == nil {
-		rl.mu.Lock()
-		defer rl.mu.Unlock()
+	rl.mu.Lock()
+	defer rl.mu.Unlock()
+	switch {
+	case err == nil:
+		shown := conn.ConnectionState()
+		w.shown = &shown
+		return conn, nil
+	case ctx.Err() == nil:
 		rl.lost[to.peer] = failure{time.Now(), err}
 	}
-	return conn, err
+	return nil, err
 }
 
-func (rl *relay) connect(ctx context.Context, to link, addr netip.AddrPort) (net.Conn, error) {
+func (rl *relay) connect(ctx context.Context, to link, addr netip.AddrPort) (*tls.Conn, error) {
 	d := net.Dialer{Timeout: relayConnect}
 	conn, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
@@ -228,8 +276,8 @@ func relayAddr(n *balancing.Node) netip.Addr {
 func (rl *relay) close() {
 	rl.mu.Lock()
 	defer rl.mu.Unlock()
-	for _, t := range rl.wire {
-		t.CloseIdleConnections()
+	for _, w := range rl.wire {
+		w.CloseIdleConnections()
 	}
 }
 
@@ -245,7 +293,7 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 	protocols.SetHTTP2(true)
 	srv := newDrainable(&http.Server{
 		Handler:   h,
-		TLSConfig: rl.c.RelayServer.Clone(), // net/http writes to it
+		TLSConfig: rl.linkTLS(),
 		Protocols: protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          relayStreams,
@@ -257,10 +305,12 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(rl.c.Log.Handler(), slog.LevelDebug),
+		// "OPTIONS *" comes to the handler like all else, which knows who may ask.
+		DisableGeneralOptionsHandler: true,
 	})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := srv.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.ServeTLS(&linkListener{Listener: l}, "", ""); !errors.Is(err, http.ErrServerClosed) {
 			rl.c.Log.Error("listener failed", "addr", addr, "err", err)
 		}
 	})
@@ -270,20 +320,13 @@ func (rl *relay) serve(h http.Handler) (stop func(ctx context.Context), err erro
 	}, nil
 }
 
-// serveRelayed serves a request that a peer carried here. The link's TLS has already
-// checked that it is a node of the site.
-func (s *Server) serveRelayed(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == busyPath && r.Header.Get(relayClient) == "" { // else it is a client's request for that path
-		s.serveBusy(w)
-		return
-	}
+// serveRelayed serves a request that a peer carried here.
+func (s *Server) serveRelayed(w http.ResponseWriter, r *http.Request, from balancing.NodeID) {
 	client, err := netip.ParseAddrPort(r.Header.Get(relayClient))
-	if err != nil || len(r.TLS.PeerCertificates) == 0 || len(r.TLS.PeerCertificates[0].DNSNames) == 0 {
+	if err != nil {
 		http.Error(w, "not a relayed request", http.StatusBadRequest)
 		return
 	}
 	r.RemoteAddr = client.String()
-	// The name of a node's own certificate begins with the node.
-	from, _, _ := strings.Cut(r.TLS.PeerCertificates[0].DNSNames[0], ".")
-	s.handle(w, r, balancing.NodeID(from))
+	s.handle(w, r, from)
 }

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -65,7 +66,9 @@ type node struct {
 	addr   netip.Addr
 	now    atomic.Pointer[balancing.View]
 	access lines
-	done   chan error // of Run
+	peers  http.HandlerFunc // of Config.Peers
+	join   http.HandlerFunc // of Config.Join
+	done   chan error       // of Run
 	cancel context.CancelFunc
 }
 
@@ -116,6 +119,9 @@ func build(t testing.TB, o origin) *cluster {
 			TLS:         &tls.Config{Certificates: []tls.Certificate{c.ca.issue(t, host, "*."+host)}, NextProtos: []string{"h2", "http/1.1"}},
 			Relay:       relayAddr(&c.state[i]),
 			RelayServer: c.ca.peerServer(t, id), RelayClient: c.ca.peerClient(t, id),
+			Peers:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.peers(w, r) }),
+			Join:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.join(w, r) }),
+			JoinName: joinName, JoinTLS: &tls.Config{Certificates: []tls.Certificate{c.ca.issue(t, joinName)}},
 			AccessLog: slog.New(slog.NewJSONHandler(n.access, nil)),
 			Log:       slog.New(slog.DiscardHandler),
 		}, c.site(t, ring, id, o))
@@ -155,7 +161,7 @@ func (c *cluster) site(t testing.TB, ring *keys.Ring, id balancing.NodeID, o ori
 	serve := func(w http.ResponseWriter, r *http.Request) { o(id, w, r) }
 	return &Site{
 		Name: "example", Names: names, Routes: table, Origins: []http.Handler{http.HandlerFunc(serve)},
-		Pins:  pin.NewRing(ring.Sealer(keys.LabelPin), ring.Derive(keys.LabelPinName, ""), "example"),
+		Pins:  pin.NewRing(ring.PinSealer(time.Now()), "example"),
 		Grace: 5 * time.Second,
 	}
 }
@@ -542,6 +548,7 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	pool *x509.CertPool
+	bad  sync.Map // of certificates in DER, as strings
 }
 
 func newAuthority(t testing.TB) *authority {
@@ -578,19 +585,30 @@ func (a *authority) issue(t testing.TB, names ...string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-const peerDomain = ".peers.test"
+const (
+	peerDomain = ".peers.test"
+	joinName   = "join" + peerDomain
+)
 
 func (a *authority) peerServer(t testing.TB, id balancing.NodeID) *tls.Config {
 	return &tls.Config{
 		Certificates: []tls.Certificate{a.issue(t, string(id)+peerDomain)},
-		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: a.pool,
+		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: a.pool, VerifyConnection: a.verify,
 	}
+}
+
+// verify takes the certificates that the test has not called bad.
+func (a *authority) verify(cs tls.ConnectionState) error {
+	if _, bad := a.bad.Load(string(cs.PeerCertificates[0].Raw)); bad {
+		return errors.New("it has another identity now")
+	}
+	return nil
 }
 
 func (a *authority) peerClient(t testing.TB, id balancing.NodeID) func(balancing.NodeID) *tls.Config {
 	own := []tls.Certificate{a.issue(t, string(id)+peerDomain)}
 	return func(peer balancing.NodeID) *tls.Config {
-		return &tls.Config{Certificates: own, RootCAs: a.pool, ServerName: string(peer) + peerDomain}
+		return &tls.Config{Certificates: own, RootCAs: a.pool, ServerName: string(peer) + peerDomain, VerifyConnection: a.verify}
 	}
 }
 

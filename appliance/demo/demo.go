@@ -231,7 +231,7 @@ func (d *Demo) awaitReady(ctx context.Context) error {
 	for {
 		waiting := ""
 		for _, p := range d.nodes {
-			st, err := node.ReadStatus(ctx, p.dir)
+			st, err := node.Client(p.dir).Status(ctx)
 			if err != nil || !slices.Contains(st.Listening, p.vip) {
 				waiting = string(p.id)
 				break
@@ -256,7 +256,7 @@ func (d *Demo) awaitReady(ctx context.Context) error {
 func (d *Demo) endStrangers() {
 	for _, p := range d.nodes {
 		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
-		st, err := node.ReadStatus(ctx, p.dir)
+		st, err := node.Client(p.dir).Status(ctx)
 		cancel()
 		if err == nil && st.Guard != nil && parentOf(st.Guard.PID) != os.Getpid() {
 			syscall.Kill(st.Guard.PID, syscall.SIGTERM)

@@ -45,6 +45,12 @@ var shown = map[string]func(a map[string]any) string{
 	"address conflict":  func(a map[string]any) string { return fmt.Sprintf("finds somebody else at %v", a["vip"]) },
 	"server ended":      func(a map[string]any) string { return fmt.Sprintf("lost its server (%v), starts another", a["err"]) },
 	"self-check failed": func(a map[string]any) string { return fmt.Sprintf("fails its own check: %v", a["err"]) },
+
+	"site document served":      func(a map[string]any) string { return fmt.Sprintf("serves %v", a["rev"]) },
+	"site document rolled back": func(a map[string]any) string { return fmt.Sprintf("has rolled back %v: %v", a["rev"], a["reason"]) },
+	"site key ring changed": func(a map[string]any) string {
+		return fmt.Sprintf("seals with key %v, opens with %v", a["seals"], a["opens"])
+	},
 }
 
 func to(peer any) string {
@@ -101,11 +107,15 @@ func (d *Demo) runNode(ctx context.Context, p *process, started chan<- error) {
 		if err == nil {
 			how = state.String()
 		}
-		d.show <- Event{
+		e := Event{
 			Time: time.Now(), Node: string(p.id), Event: "node ended",
 			Attrs: map[string]any{"how": how, "restart": d.restart(p)},
 			Text:  fmt.Sprintf("is gone (%s); start it again with\n    %s", how, d.restart(p)),
 		}
+		if err == nil && state.ExitCode() == 1 {
+			e.Text = fmt.Sprintf("has ended by itself; %s says why", log.Name())
+		}
+		d.show <- e
 	}
 }
 
@@ -181,6 +191,11 @@ func (d *Demo) ready() Event {
 		{"kill " + string(victim.id) + "; its VIP is answered by a peer within 2 s", fmt.Sprintf("kill -9 %d", victim.pid.Load())},
 		{"start " + string(victim.id) + " again; it has its VIP back within 5 s", d.restart(victim)},
 		{"change L1 on all nodes at once", fmt.Sprintf("%s balancing set light=30 --dir %s", short(d.c.Binary), d.dir)},
+		{"change the site document while the nodes serve: each checks it, one tries it, then all follow", fmt.Sprintf(
+			"%[1]s site show --dir %[2]s | sed 's/light: 50/light: 40/' > %[2]s/edited.yaml; %[1]s site apply --dir %[2]s -m lighter %[2]s/edited.yaml",
+			short(d.c.Binary), d.dir)},
+		{"who has changed what, and back again", fmt.Sprintf("%[1]s site history --dir %[2]s; %[1]s site rollback --dir %[2]s", short(d.c.Binary), d.dir)},
+		{"replace the site key, without the loss of a request or a session", fmt.Sprintf("%s key rotate --dir %s", short(d.c.Binary), d.dir)},
 		{"look at the bank; the pages say which node answers, and what to try", d.browser(page)},
 	}
 	var b strings.Builder

@@ -7,21 +7,16 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"strings"
-	"sync"
+	"time"
 
 	"peerage/appliance/site"
-	"peerage/balancing"
 	"peerage/balancing/heartbeat"
 	"peerage/balancing/keys"
 	"peerage/balancing/meter"
 	"peerage/dnsserver/zone"
 	"peerage/edge"
-	"peerage/edge/backend"
 	"peerage/edge/pin"
 	"peerage/edge/route"
-	"peerage/edge/static"
 	"peerage/takeover"
 )
 
@@ -102,7 +97,7 @@ func edgeSite(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, handlers [
 		Names:   names,
 		Routes:  table,
 		Origins: handlers,
-		Pins:    pin.NewRing(ring.Sealer(keys.LabelPin), ring.Derive(keys.LabelPinName, ""), doc.Site),
+		Pins:    pin.NewRing(ring.PinSealer(time.Now()), doc.Site),
 		Grace:   doc.Drain.Grace,
 
 		Bursts:         doc.Balancing.Bursts,
@@ -134,93 +129,6 @@ func siteZone(nf *site.NodeFile, doc *site.Document) ([]*zone.Zone, error) {
 		return nil, err
 	}
 	return []*zone.Zone{z}, nil
-}
-
-// origins are the handlers behind the routes.
-type origins struct {
-	handlers []http.Handler // one a route
-	pools    map[string]*backend.Pool
-	files    []*static.Handler
-}
-
-func openOrigins(self balancing.NodeID, doc *site.Document, log *slog.Logger) (_ *origins, err error) {
-	o := &origins{pools: map[string]*backend.Pool{}}
-	defer func() {
-		if err != nil {
-			o.close()
-		}
-	}()
-	for name, b := range doc.Backends {
-		servers := b.Servers
-		if own, ok := b.ByNode[self]; ok {
-			servers = own
-		}
-		c := backend.Config{Name: name, Log: log}
-		for _, s := range servers {
-			u, err := url.Parse(s)
-			if err != nil {
-				return nil, fmt.Errorf("backends.%s: %w", name, err)
-			}
-			c.Servers = append(c.Servers, u)
-		}
-		if h := b.Health; h != nil {
-			c.Health = &backend.Health{Path: h.Path, Every: h.Every, Timeout: h.Timeout, Rise: h.Rise, Fall: h.Fall}
-		}
-		o.pools[name] = backend.New(c)
-	}
-	rules := doc.Rules()
-	for i, r := range doc.Routes {
-		if r.Static == nil {
-			o.handlers = append(o.handlers, o.pools[r.Backend])
-			continue
-		}
-		h, err := static.New(static.Config{
-			Dir: r.Static.Dir, Index: r.Static.Index, Listing: r.Static.Listing, Precompressed: r.Static.Precompressed,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("routes[%d]: %w", i, err)
-		}
-		o.files = append(o.files, h)
-		o.handlers = append(o.handlers, below(strings.TrimRight(rules[i].Path, "/*"), h))
-	}
-	return o, nil
-}
-
-// below serves the part of a path that lies below prefix.
-func below(prefix string, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == prefix { // the route's path without its slash: relative links need it
-			w.Header().Set("Location", prefix+"/")
-			w.WriteHeader(http.StatusTemporaryRedirect)
-			return
-		}
-		http.StripPrefix(prefix, h).ServeHTTP(w, r)
-	})
-}
-
-// run checks the back-ends until ctx ends, then closes everything.
-func (o *origins) run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	for _, p := range o.pools {
-		wg.Go(func() { p.Run(ctx) })
-	}
-	<-ctx.Done()
-	wg.Wait()
-	return nil
-}
-
-func (o *origins) close() {
-	for _, h := range o.files {
-		h.Close()
-	}
-}
-
-func (o *origins) status() map[string][]backend.Server {
-	all := map[string][]backend.Server{}
-	for name, p := range o.pools {
-		all[name] = p.Status()
-	}
-	return all
 }
 
 // fanout passes the one signal of the exchange, that there is a new view, to several.

@@ -28,16 +28,50 @@ type toServer struct {
 	View  *balancing.View `json:"view,omitempty"`
 	Guard *GuardStatus    `json:"guard,omitempty"`
 	Stop  bool            `json:"stop,omitempty"` // finish what is in progress and end
+	Begin *beginning      `json:"begin,omitempty"`
+	Took  *took           `json:"took,omitempty"`
+}
 
-	SiteKey string `json:"site_key,omitempty"` // in the first message, and only there
+// beginning is the first message to a server, and no other: what its guard goes by. The
+// files of it may be closed to the server's user.
+type beginning struct {
+	SiteKey  string `json:"site_key"` // as [keys.ParseRing] reads it
+	Document string `json:"document"` // YAML
+}
+
+// change asks the guard to go by something else from now on, and to write it down.
+type change struct {
+	ID       uint64           `json:"id"`
+	Document string           `json:"document,omitempty"` // of the site; YAML
+	SiteKey  string           `json:"site_key,omitempty"`
+	Name     balancing.NodeID `json:"name,omitempty"`  // of this node: it leaves, and comes back with it
+	Leave    string           `json:"leave,omitempty"` // the node ends; why
+}
+
+// took answers a change or a set: Err is "" if the guard goes by it. A change outlives a
+// loss of power then.
+type took struct {
+	ID      uint64 `json:"id"`
+	Err     string `json:"err,omitempty"`
+	Version uint64 `json:"version,omitempty"` // of the settings, after a set
 }
 
 // toGuard is what the server tells. A health token comes every [healthEvery], but only if
 // the server has just answered a request of its own through its own listener.
 type toGuard struct {
-	Token *token              `json:"token,omitempty"`
-	Ask   bool                `json:"ask,omitempty"` // the peers' reports are too old for a decision
-	Set   *balancing.Settings `json:"set,omitempty"` // of the whole site
+	Token *token `json:"token,omitempty"`
+	Ask   bool   `json:"ask,omitempty"` // the peers' reports are too old for a decision
+	Set   *set   `json:"set,omitempty"`
+
+	Change *change `json:"change,omitempty"`
+}
+
+// set asks the guard to change settings of the whole site. It names only what is to be
+// another, for somebody else may change the rest at the same time.
+type set struct {
+	ID    uint64          `json:"id"`
+	Patch json.RawMessage `json:"patch,omitempty"` // some of [balancing.Settings]
+	Reset bool            `json:"reset,omitempty"` // to those of the site document
 }
 
 // token says that the server is well, and how it is.
@@ -59,7 +93,8 @@ type GuardStatus struct {
 	Amiss    []string           `json:"amiss,omitempty"` // why the node is degraded
 }
 
-// maxMessage bounds one message: a view of the largest site that can be.
+// maxMessage bounds one message: a view of the largest site that can be, or the longest
+// document with an escape for every octet.
 const maxMessage = 4 << 20
 
 // channel is one end of the socket pair.
@@ -95,6 +130,7 @@ func openChannel(f *os.File) (*channel, error) {
 	}
 	c := &channel{conn: conn, in: bufio.NewScanner(conn), out: json.NewEncoder(conn)}
 	c.in.Buffer(make([]byte, 64<<10), maxMessage)
+	c.out.SetEscapeHTML(false) // a document of nothing but '<' would be six times as long
 	return c, nil
 }
 
@@ -118,17 +154,20 @@ func (c *channel) receive(m any) error {
 	return json.Unmarshal(c.in.Bytes(), m)
 }
 
-// siteKey receives the first message to a server.
-func (c *channel) siteKey() (*keys.Ring, error) {
+// begin receives the first message to a server.
+func (c *channel) begin() (*beginning, *keys.Ring, error) {
 	var m toServer
 	if err := c.receive(&m); err != nil {
-		return nil, fmt.Errorf("site key from the guard: %w", err)
+		return nil, nil, fmt.Errorf("first message of the guard: %w", err)
 	}
-	ring, err := keys.ParseRing(m.SiteKey)
+	if m.Begin == nil {
+		return nil, nil, errors.New("first message of the guard: not what a server begins with")
+	}
+	ring, err := keys.ParseRing(m.Begin.SiteKey)
 	if err != nil {
-		return nil, fmt.Errorf("site key from the guard: %w", err)
+		return nil, nil, fmt.Errorf("first message of the guard: %w", err)
 	}
-	return ring, nil
+	return m.Begin, ring, nil
 }
 
 func (c *channel) close() { c.conn.Close() }

@@ -19,8 +19,9 @@ const leastFree = 5
 
 // diagnose returns the routes that cannot be served here now, and what is amiss.
 func (s *server) diagnose() (unable []balancing.RouteID, amiss []string) {
+	g := s.current.Load()
 	down := map[string]bool{}
-	for name, servers := range s.origins.status() {
+	for name, servers := range g.origins.status() {
 		well := 0
 		for _, b := range servers {
 			if b.Up {
@@ -35,8 +36,8 @@ func (s *server) diagnose() (unable []balancing.RouteID, amiss []string) {
 			amiss = append(amiss, fmt.Sprintf("back-end %s: %d of its %d servers are not well", name, len(servers)-well, len(servers)))
 		}
 	}
-	for i, r := range s.rules {
-		if d := &s.document.Routes[i]; d.Static == nil && down[d.Backend] && len(unable) < balancing.MaxUnable {
+	for i, r := range g.rules {
+		if d := &g.doc.Routes[i]; d.Static == nil && down[d.Backend] && len(unable) < balancing.MaxUnable {
 			unable = append(unable, balancing.RouteIDOf(r.Host, r.Path))
 		}
 	}
@@ -45,6 +46,7 @@ func (s *server) diagnose() (unable []balancing.RouteID, amiss []string) {
 	} else if free < leastFree {
 		amiss = append(amiss, fmt.Sprintf("data directory: only %.1f %% of its disk are free", free))
 	}
+	amiss = append(amiss, s.member.amiss()...)
 	slices.Sort(amiss)
 	return unable, amiss
 }

@@ -1,7 +1,10 @@
 package node
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,17 +34,22 @@ import (
 // keeps the server, its child, alive. It speaks no TLS and no HTTP; all it takes from
 // outside are sealed reports.
 type guard struct {
+	path     string // of the node file
 	nodeFile *site.NodeFile
-	document *site.Document
-	ring     *keys.Ring
-	command  func() *exec.Cmd // starts the server
-	log      *slog.Logger
+	following
+	command func() *exec.Cmd // starts the server
+	log     *slog.Logger
 
-	dir      *state.Dir
-	exchange *heartbeat.Exchange
-	keeper   *takeover.Keeper
-	started  time.Time
-	keep     chan balancing.Settings // capacity 1: the newest to be kept
+	dir *state.Dir
+
+	incarnation uint64
+	exchange    *heartbeat.Exchange
+	keeper      *takeover.Keeper
+	started     time.Time
+	keep        chan balancing.Settings // capacity 1: the newest to be kept
+	changes     chan asked              // that the server wants, one after another
+	ends        chan error              // capacity 1: why the node is to leave by itself
+	changing    sync.Mutex              // held while one is made, and while a server begins
 
 	lingers atomic.Bool // the node leaves, and still works on what clients have asked
 
@@ -64,7 +72,7 @@ const (
 	restartMost  = 5 * time.Second
 )
 
-func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, ring *keys.Ring, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
+func newGuard(path string, nf *site.NodeFile, text string, doc *site.Document, dir *state.Dir, ring *keys.Ring, command func() *exec.Cmd, log *slog.Logger) (*guard, error) {
 	now := time.Now()
 	incarnation, err := dir.NextIncarnation(now)
 	if err != nil {
@@ -75,16 +83,25 @@ func newGuard(nf *site.NodeFile, doc *site.Document, dir *state.Dir, ring *keys.
 		return nil, err
 	}
 	g := &guard{
-		nodeFile: nf, document: doc, ring: ring, command: command, log: log, dir: dir, started: now,
-		keep: make(chan balancing.Settings, 1),
+		path: path, nodeFile: nf, command: command, log: log, dir: dir, started: now,
+		keep: make(chan balancing.Settings, 1), changes: make(chan asked, maxChanges), ends: make(chan error, 1),
 	}
-	c := heartbeatConfig(nf, doc, ring, log)
-	c.Incarnation, c.Changed, c.Keep = incarnation, changed, g.toKeep
+	g.goBy(text, doc, ring)
+	g.incarnation = incarnation
+	c := g.reports(doc, ring)
+	c.Changed = changed
 	if g.exchange, err = heartbeat.New(c); err != nil {
 		return nil, err
 	}
 	g.facts = facts{started: now, holdDown: doc.Takeover.HoldDown}
 	return g, nil
+}
+
+// reports says how reports are exchanged under a document and a ring of site keys.
+func (g *guard) reports(doc *site.Document, ring *keys.Ring) heartbeat.Config {
+	c := heartbeatConfig(g.nodeFile, doc, ring, g.log)
+	c.Incarnation, c.Keep = g.incarnation, g.toKeep
+	return c
 }
 
 // toKeep has settings written down, the newest in place of those that still wait.
@@ -157,16 +174,15 @@ func (g *guard) run(ctx context.Context) error {
 	run(&exchange, exchangeCtx, "exchange of reports", g.exchange.Run)
 	run(&exchange, exchangeCtx, "views", views.run)
 	run(&exchange, exchangeCtx, "settings", g.keepSettings)
-	if g.document.Takeover.Enabled {
-		run(&keeper, keeperCtx, "takeover", g.keeper.Run)
-	} else {
-		run(&keeper, keeperCtx, "VIPs", func(ctx context.Context) error { return g.holdHome(ctx, link) })
-	}
+	run(&exchange, exchangeCtx, "changes", g.takeChanges)
+	run(&keeper, keeperCtx, "takeover", g.keeper.Run)
 	run(&server, serverCtx, "server", g.supervise)
 	run(&watch, exchangeCtx, "watch", func(ctx context.Context) error { return g.watch(ctx, toServer) })
 
+	var ended error
 	select {
 	case <-ctx.Done():
+	case ended = <-g.ends:
 	case err = <-failed:
 	}
 	g.log.Info("node leaving")
@@ -188,20 +204,26 @@ func (g *guard) run(ctx context.Context) error {
 	endExchange()
 	exchange.Wait()
 	watch.Wait()
-	return err
+	return cmp.Or(err, ended)
 }
 
 // planView is the view that the keeper plans from. What a client of a VIP has asked can
 // be answered only while the VIP is here; so a node that leaves holds what it has until
-// its work is done, although it tells the peers already that it takes no more.
+// its work is done, although it tells the peers already that it takes no more. Where
+// takeover is switched off, each node holds its own VIPs, whatever becomes of it, and no
+// others.
 func (g *guard) planView() *balancing.View {
 	v := g.exchange.View()
-	if !g.lingers.Load() {
+	alone := !g.document().Takeover.Enabled
+	if !alone && !g.lingers.Load() {
 		return v
 	}
 	c := *v
 	c.Nodes = slices.Clone(v.Nodes)
-	if me := c.Me(); me != nil && me.State == balancing.Draining {
+	if alone {
+		c.Nodes = slices.DeleteFunc(c.Nodes, func(n balancing.Node) bool { return n.ID != c.Self })
+	}
+	if me := c.Me(); me != nil && (alone || me.State == balancing.Draining) {
 		me.State = balancing.OK
 	}
 	return &c
@@ -209,7 +231,7 @@ func (g *guard) planView() *balancing.View {
 
 // awaitWork gives work in progress the time of the document to end.
 func (g *guard) awaitWork() {
-	g.await(g.document.Drain.Grace, func() bool {
+	g.await(g.document().Drain.Grace, func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return g.server == nil || g.facts.idle >= idleTokens
@@ -239,37 +261,6 @@ func (g *guard) await(atMost time.Duration, done func() bool) {
 		case <-tick.C:
 		case <-deadline.C:
 			return
-		}
-	}
-}
-
-// holdHome holds the node's own VIPs and no others: takeover is switched off.
-func (g *guard) holdHome(ctx context.Context, link takeover.Link) error {
-	home := g.document.Nodes[g.nodeFile.Name].VIPs
-	for _, vip := range home {
-		if err := link.Add(ctx, vip); err != nil {
-			return err
-		}
-		if err := link.Announce(ctx, vip); err != nil {
-			return err
-		}
-	}
-	g.exchange.Update(func(s *heartbeat.Status) { s.Held = home })
-	renew := time.NewTicker(takeover.RenewEvery)
-	defer renew.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			for _, vip := range home {
-				link.Remove(context.WithoutCancel(ctx), vip)
-			}
-			return nil
-		case <-renew.C:
-			for _, vip := range home {
-				if err := link.Add(ctx, vip); err != nil && ctx.Err() == nil {
-					g.log.Warn("vip not renewed", "vip", vip, "err", err)
-				}
-			}
 		}
 	}
 }
@@ -313,7 +304,7 @@ func (g *guard) judge(now time.Time) {
 	f := &g.facts
 	v := g.exchange.View()
 	f.listen = v.Settings.Period * 3 / 2
-	f.stale = min(max(time.Duration(g.document.Balancing.OfflineAfter)*v.Settings.Period, minStale), maxStale)
+	f.stale = min(max(time.Duration(g.document().Balancing.OfflineAfter)*v.Settings.Period, minStale), maxStale)
 	if n := g.exchange.Counters().Clock; n != f.refused {
 		f.refused, f.clock = n, now
 	}
@@ -396,12 +387,13 @@ func (g *guard) serveOnce(ctx context.Context) error {
 		return fmt.Errorf("start the server: %w", err)
 	}
 	g.log.Info("server started", "pid", cmd.Process.Pid)
-	// The file of the key may be closed to the server's user. If this fails the server
-	// is gone, and listen will see it.
-	ours.send(toServer{SiteKey: g.ring.Reveal()})
+	g.changing.Lock() // else it could begin with what is being changed
+	// If this fails the server is gone, and listen will see it.
+	ours.send(toServer{Begin: g.beginning()})
 	g.mu.Lock()
 	g.server = ours
 	g.mu.Unlock()
+	g.changing.Unlock()
 	g.tell()
 
 	// Told to end, the server lets work in progress finish; it has the grace of the
@@ -419,7 +411,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 		}
 		select {
 		case <-gone:
-		case <-time.After(g.document.Drain.Grace + 2*time.Second):
+		case <-time.After(g.document().Drain.Grace + 2*time.Second):
 			cmd.Process.Kill()
 		}
 	})
@@ -433,7 +425,8 @@ func (g *guard) serveOnce(ctx context.Context) error {
 	g.mu.Unlock()
 	g.judge(time.Now())
 	if ctx.Err() == nil {
-		cmd.Process.Kill()
+		// It may be about to say what has ended it.
+		defer time.AfterFunc(lastWords, func() { cmd.Process.Kill() }).Stop()
 	}
 	err = cmd.Wait()
 	close(gone)
@@ -443,6 +436,9 @@ func (g *guard) serveOnce(ctx context.Context) error {
 	}
 	return err
 }
+
+// lastWords is how long a server may live that has closed its channel.
+const lastWords = 300 * time.Millisecond
 
 // listen takes the server's health tokens until the channel closes.
 func (g *guard) listen(c *channel) {
@@ -460,12 +456,34 @@ func (g *guard) listen(c *channel) {
 			g.wellAt(time.Now(), *m.Token)
 		case m.Ask:
 			g.exchange.Ask()
+		case m.Change != nil:
+			g.ask(c, *m.Change)
 		case m.Set != nil:
-			if _, err := g.exchange.Set(func(s *balancing.Settings) { *s = *m.Set }); err != nil {
-				g.log.Warn("settings refused", "err", err)
-			}
+			c.send(toServer{Took: g.set(*m.Set)}) // if it is gone, nobody waits any more
 		}
 	}
+}
+
+// set changes settings of the whole site.
+func (g *guard) set(m set) *took {
+	change := g.exchange.Reset
+	if !m.Reset {
+		change = func() (balancing.Settings, error) {
+			return g.exchange.Set(func(s *balancing.Settings) error { return patch(s, m.Patch) })
+		}
+	}
+	now, err := change()
+	if err != nil {
+		return &took{ID: m.ID, Err: err.Error()}
+	}
+	return &took{ID: m.ID, Version: now.Version}
+}
+
+// patch puts in s what text, in JSON, names.
+func patch(s *balancing.Settings, text []byte) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	return d.Decode(s)
 }
 
 // wellAt takes a health token that came at now.

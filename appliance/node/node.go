@@ -18,28 +18,31 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"github.com/DeRuina/timberjack"
 
+	"peerage/appliance/membership"
 	"peerage/appliance/site"
 	"peerage/appliance/state"
 )
 
 // Run runs the node of the node file at path until ctx ends, and then leaves the site in
-// order. args are the arguments with which this program serves.
+// order. args are the arguments with which this program serves. A node that was removed
+// from its site ends by itself, with an error that says so; one that was given another name
+// leaves and comes back with it.
 func Run(ctx context.Context, path string, log *slog.Logger, args ...string) error {
-	nf, doc, err := load(path)
-	if err != nil {
-		return err
+	for {
+		err := runOnce(ctx, path, log, args)
+		if !errors.Is(err, errRenamed) || ctx.Err() != nil {
+			return err
+		}
 	}
-	nets, err := site.LocalNetworks(nf.Interfaces.Public)
-	if err != nil {
-		return err
-	}
-	if problems := doc.CheckInterfaces(nets); len(problems) > 0 {
-		return problems
-	}
-	ring, err := state.ReadSiteKey(nf.SiteKeyFile)
+}
+
+func runOnce(ctx context.Context, path string, log *slog.Logger, args []string) error {
+	nf, err := loadNode(path)
 	if err != nil {
 		return err
 	}
@@ -48,7 +51,25 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 		return err
 	}
 	defer dir.Close()
+	if nf, err = finishRenaming(path, nf, dir); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(nf.SiteFile)
+	if err != nil {
+		return err
+	}
+	doc, err := parseDocument(nf, string(text))
+	if err != nil {
+		return err
+	}
+	ring, err := state.ReadSiteKey(nf.SiteKeyFile)
+	if err != nil {
+		return err
+	}
 	if err := dir.ResealCA(ring); err != nil {
+		return err
+	}
+	if _, err := membership.LoadOrCreateIdentity(dir); err != nil {
 		return err
 	}
 	self, err := os.Executable()
@@ -71,7 +92,7 @@ func Run(ctx context.Context, path string, log *slog.Logger, args ...string) err
 		return cmd
 	}
 	log = log.With("node", nf.Name)
-	g, err := newGuard(nf, doc, dir, ring, command, log)
+	g, err := newGuard(path, nf, string(text), doc, dir, ring, command, log)
 	if err != nil {
 		return err
 	}
@@ -86,11 +107,15 @@ func Serve(_ context.Context, path string, log *slog.Logger) error {
 		return err
 	}
 	defer guard.close()
-	ring, err := guard.siteKey()
+	begin, ring, err := guard.begin()
 	if err != nil {
 		return err
 	}
-	nf, doc, err := load(path)
+	nf, err := loadNode(path)
+	if err != nil {
+		return err
+	}
+	doc, err := site.ParseDocument(nf.SiteFile, []byte(begin.Document))
 	if err != nil {
 		return err
 	}
@@ -98,10 +123,10 @@ func Serve(_ context.Context, path string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	access, closeAccess := accessLog(nf, doc)
-	defer closeAccess()
+	access := newAccessLog(nf, doc.Logs.Access)
+	defer access.close()
 	log = log.With("node", nf.Name)
-	s, err := newServer(nf, doc, ring, ca, guard, access, log)
+	s, err := newServer(nf, begin.Document, doc, ring, ca, guard, access, log)
 	if err != nil {
 		return err
 	}
@@ -109,45 +134,81 @@ func Serve(_ context.Context, path string, log *slog.Logger) error {
 	return s.run(context.Background())
 }
 
-// load reads the two files of a node.
-func load(path string) (*site.NodeFile, *site.Document, error) {
+func loadNode(path string) (*site.NodeFile, error) {
 	nf, err := site.LoadNode(path)
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			err = fmt.Errorf("%w\n'peerage init' sets up a first node; 'peerage demo' needs no files", err)
-		}
-		return nil, nil, err
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w\n'peerage init' sets up a first node, 'peerage join' a further one; 'peerage demo' needs no files", err)
 	}
-	doc, err := site.LoadDocument(nf.SiteFile)
-	if err != nil {
-		return nil, nil, err
-	}
-	if _, ok := doc.Nodes[nf.Name]; !ok {
-		return nil, nil, fmt.Errorf("%s: node %s is not one of the site's nodes; add it to %s below 'nodes', or mend 'name'", path, nf.Name, nf.SiteFile)
-	}
-	return nf, doc, nil
+	return nf, err
 }
 
-// accessLog opens the access log of the document. A file is turned over before it grows
-// without bound.
-func accessLog(nf *site.NodeFile, doc *site.Document) (*slog.Logger, func()) {
+// accessLog is the access log, whose place the site document may change.
+type accessLog struct {
+	nf *site.NodeFile
+
+	mu   sync.Mutex
+	name string // as in the document
+	to   atomic.Pointer[io.Writer]
+	end  func()
+}
+
+func newAccessLog(nf *site.NodeFile, name string) *accessLog {
+	a := &accessLog{nf: nf, end: func() {}}
+	a.set(name)
+	return a
+}
+
+// set says where lines go from now on. A file is turned over before it grows without
+// bound.
+func (a *accessLog) set(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if name == a.name {
+		return
+	}
+	a.name = name
+	end := a.end
+	a.end = func() {}
 	var w io.Writer
-	done := func() {}
-	switch name := doc.Logs.Access; name {
+	switch name {
 	case "off":
-		return slog.New(slog.DiscardHandler), done
+		w = io.Discard
 	case "-":
 		w = os.Stdout
 	default:
-		f := &timberjack.Logger{Filename: filepath.Join(nf.DataDir, name), MaxSize: 64, MaxBackups: 3, FileMode: 0o640}
-		w, done = f, func() { f.Close() }
+		f := &timberjack.Logger{Filename: filepath.Join(a.nf.DataDir, name), MaxSize: 64, MaxBackups: 3, FileMode: 0o640}
+		w, a.end = f, func() { f.Close() }
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	a.to.Store(&w)
+	end()
+}
+
+func (a *accessLog) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.end()
+}
+
+func (a *accessLog) Write(b []byte) (int, error) { return (*a.to.Load()).Write(b) }
+
+// logger returns what the edge writes to.
+func (a *accessLog) logger() *slog.Logger {
+	return slog.New(accessHandler{a, slog.NewJSONHandler(a, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.LevelKey {
 			return slog.Attr{} // a line of an access log has no level
 		}
 		return a
-	}})), done
+	}})})
+}
+
+// accessHandler spares the making of lines that nobody wants.
+type accessHandler struct {
+	a *accessLog
+	slog.Handler
+}
+
+func (h accessHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return *h.a.to.Load() != io.Discard && h.Handler.Enabled(ctx, l)
 }
 
 // account is the user that the server runs as.

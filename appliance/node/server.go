@@ -23,7 +23,6 @@ import (
 	"peerage/balancing/meter"
 	"peerage/dnsserver"
 	"peerage/edge"
-	"peerage/edge/route"
 	"peerage/tls/certs"
 )
 
@@ -31,18 +30,29 @@ import (
 // sends no report; it answers on the addresses that its guard says the node holds.
 type server struct {
 	nodeFile *site.NodeFile
-	document *site.Document
-	rules    []route.Rule // of the document
 	guard    *channel
 	ca       *certs.CA
+	access   *accessLog
+	running  string // text of the document that the server has started with
 	log      *slog.Logger
+
+	member      *member
+	relayClient func(peer balancing.NodeID) *tls.Config
+
+	current atomic.Pointer[generation]
+	turning sync.Mutex    // held while the next generation is made
+	ring    *keys.Ring    // of the newest generation; turning guards it
+	renewed chan struct{} // capacity 1: there is a new generation
+	past    pasts         // of the generations before
+	wishes  wishes
+	jobs    chan func(context.Context) // see later
 
 	view    atomic.Pointer[balancing.View]
 	told    atomic.Pointer[GuardStatus]
+	passed  atomic.Int64 // self-checks since the newest generation
 	meter   *meter.Meter
 	edge    *edge.Server
-	dns     *dnsserver.Server // nil without a zone
-	origins *origins
+	dns     *dnsserver.Server
 	started time.Time
 	ask     chan struct{} // capacity 1: the peers should be asked for their reports
 }
@@ -51,31 +61,37 @@ type server struct {
 // to answer for.
 var errGuardGone = errors.New("the guard is gone")
 
-func newServer(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, ca *certs.CA, guard *channel, access *slog.Logger, log *slog.Logger) (*server, error) {
-	s := &server{nodeFile: nf, document: doc, rules: doc.Rules(), guard: guard, ca: ca, log: log, started: time.Now(), ask: make(chan struct{}, 1)}
+func newServer(nf *site.NodeFile, text string, doc *site.Document, ring *keys.Ring, ca *certs.CA, guard *channel, access *accessLog, log *slog.Logger) (*server, error) {
+	s := &server{
+		nodeFile: nf, guard: guard, ca: ca, access: access, running: text, log: log, started: time.Now(),
+		ring: ring, renewed: make(chan struct{}, 1), ask: make(chan struct{}, 1),
+		jobs: make(chan func(context.Context), 8),
+	}
 	s.meter = meter.New(meterConfig(nf, doc))
 	s.view.Store(firstView(nf, doc))
-
-	origins, err := openOrigins(nf.Name, doc, log)
+	first, err := newGeneration(nf, doc, ring, nil, log)
 	if err != nil {
 		return nil, err
 	}
-	s.origins = origins
-	generation, err := edgeSite(nf, doc, ring, origins.handlers)
-	if err != nil {
-		return nil, err
-	}
+	s.current.Store(first)
 	manager := certs.New(certs.Config{
 		CA:      ca,
-		Names:   func(name string) bool { _, ok := generation.Names.Lookup(name); return ok },
-		Addrs:   func(a netip.Addr) bool { _, ok := generation.Names.Lookup(a.String()); return ok },
-		Default: doc.Hosts[0],
+		Names:   func(name string) bool { _, ok := s.current.Load().site.Names.Lookup(name); return ok },
+		Addrs:   func(a netip.Addr) bool { _, ok := s.current.Load().site.Names.Lookup(a.String()); return ok },
+		Default: func() string { return s.document().Hosts[0] },
 		Log:     log,
 	})
-	relayServer, relayClient, err := certs.PeerConfig(ca, nf.Name, doc.NodeIDs())
-	if err != nil {
+	if s.member, err = s.newMember(text, ring); err != nil {
 		return nil, err
 	}
+	relayServer, relayClient, err := certs.PeerConfig(ca, nf.Name, certs.PeerOptions{
+		Key: s.member.identity.Signer(), Known: s.member.registry.Known,
+	})
+	if err != nil {
+		s.member.store.Close()
+		return nil, err
+	}
+	s.relayClient = relayClient
 	s.edge = edge.New(edge.Config{
 		Self:        nf.Name,
 		Ports:       edge.Ports{HTTP: nf.Listen.HTTP, HTTPS: nf.Listen.HTTPS, Relay: nf.Listen.Relay},
@@ -87,19 +103,20 @@ func newServer(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, ca *certs
 		Relay:       nf.Address.Internal,
 		RelayServer: relayServer,
 		RelayClient: relayClient,
-		AccessLog:   access,
+		Peers:       s.peersHandler(),
+		Join:        s.joinHandler(),
+		JoinName:    certs.JoinName,
+		JoinTLS:     certs.JoinConfig(ca),
+		AccessLog:   access.logger(),
 		Log:         log,
-	}, generation)
-	if doc.DNS != nil {
-		z, err := siteZone(nf, doc)
-		if err != nil {
-			return nil, err
-		}
-		s.dns = dnsserver.New(dnsserver.Config{Port: nf.Listen.DNS, View: s.view.Load, Log: log})
-		s.dns.SetZones(z)
-	}
+	}, first.site)
+	s.dns = dnsserver.New(dnsserver.Config{Port: nf.Listen.DNS, View: s.view.Load, Log: log})
+	s.dns.SetZones(first.zones)
 	return s, nil
 }
+
+// document returns the site document that is served now.
+func (s *server) document() *site.Document { return s.current.Load().doc }
 
 // run serves until ctx ends or the guard says stop.
 func (s *server) run(ctx context.Context) error {
@@ -114,15 +131,18 @@ func (s *server) run(ctx context.Context) error {
 		})
 	}
 	run("load", s.meter.Run)
-	run("origins", s.origins.run)
+	run("origins", s.keepOrigins)
 	run("edge", s.edge.Run)
-	if s.dns != nil {
-		run("DNS", s.dns.Run)
-	}
+	run("DNS", s.dns.Run)
 	run("own load", s.refresh)
 	run("self-check", s.check)
 	run("questions", s.askPeers)
 	run("control socket", s.control)
+	run("cluster", s.member.cluster.Run)
+	run("site key", s.member.rotation.Run)
+	run("site document", s.belong)
+	run("members", s.followMembers)
+	run("jobs", s.work)
 	s.follow() // the initial set: the host address
 	var hearing sync.WaitGroup
 	hearing.Go(func() { s.hear(stop) })
@@ -135,6 +155,9 @@ func (s *server) run(ctx context.Context) error {
 	all.Wait()
 	s.guard.close()
 	hearing.Wait()
+	if err := s.member.store.Close(); err != nil {
+		s.log.Error("cluster database not closed", "err", err)
+	}
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -155,6 +178,8 @@ func (s *server) hear(stop context.CancelCauseFunc) {
 		switch {
 		case m.Stop:
 			stop(nil)
+		case m.Took != nil:
+			s.wishes.answered(*m.Took)
 		case m.View != nil:
 			s.told.Store(m.Guard)
 			s.view.Store(s.withOwnLoad(m.View))
@@ -172,9 +197,10 @@ func (s *server) follow() {
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	addrs = slices.Compact(addrs)
 	s.edge.Listen(addrs)
-	if s.dns != nil {
-		s.dns.Listen(addrs)
+	if len(s.current.Load().zones) == 0 {
+		addrs = nil
 	}
+	s.dns.Listen(addrs)
 }
 
 // withOwnLoad returns v with the load as measured just now in place of the one that
@@ -233,6 +259,9 @@ func (s *server) askPeers(ctx context.Context) error {
 // listeners are being opened.
 const settling = time.Second
 
+// outFor is how long a node waits before it believes that it was removed from its site.
+const outFor = 3 * time.Second
+
 // check asks the node's own listener for its health, as a client would, and gives the
 // guard a token for each answer. No answer, no token; no token, no VIP.
 func (s *server) check(ctx context.Context) error {
@@ -251,12 +280,12 @@ func (s *server) check(ctx context.Context) error {
 		},
 	}
 	defer client.CloseIdleConnections()
-	url := "https://" + s.document.Hosts[0] + edge.HealthPath
 	t := time.NewTicker(healthEvery)
 	defer t.Stop()
-	failing := ""
+	failing, out := "", time.Time{}
 	for {
-		err := ask(ctx, client, url)
+		g := s.current.Load()
+		err := ask(ctx, client, "https://"+g.doc.Hosts[0]+edge.HealthPath)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -267,6 +296,20 @@ func (s *server) check(ctx context.Context) error {
 			}
 		default:
 			failing = ""
+			if s.current.Load() == g {
+				s.passed.Add(1)
+			}
+			if !s.member.isOut() {
+				out = time.Time{}
+			} else if out.IsZero() {
+				out = time.Now()
+			}
+			if !out.IsZero() && time.Since(out) > outFor {
+				return s.wish(ctx, change{Leave: "the peers refuse it; let it join anew with a token"})
+			}
+			if !out.IsZero() || !s.member.isReady() {
+				break // its VIPs would be served with what the site had when the node went
+			}
 			t := &token{Load: s.meter.Load(), InFlight: s.meter.InFlight()}
 			t.Debit, t.Shed = s.edge.Books()
 			t.Unable, t.Amiss = s.diagnose()

@@ -26,6 +26,7 @@ type Status struct {
 	Requests  edge.Counters               `json:"requests"`
 	DNS       *dnsserver.Counters         `json:"dns,omitempty"`
 	Backends  map[string][]backend.Server `json:"backends"`
+	Agreed    *SiteStatus                 `json:"agreed"` // by the nodes of the site
 }
 
 // VIP is one VIP of the site: whose it is, and who answers for it.
@@ -38,9 +39,10 @@ type VIP struct {
 func (s *server) status() *Status {
 	v := s.view.Load()
 	st := &Status{
-		Site: s.document.Site, Node: s.nodeFile.Name, Version: Version(), Started: s.started,
+		Site: s.document().Site, Node: s.nodeFile.Name, Version: Version(), Started: s.started,
 		ServerPID: os.Getpid(), Guard: s.told.Load(), View: v, Listening: s.edge.Listening(),
-		InFlight: s.meter.InFlight(), Requests: s.edge.Counters(), Backends: s.origins.status(),
+		InFlight: s.meter.InFlight(), Requests: s.edge.Counters(), Backends: s.current.Load().origins.status(),
+		Agreed: s.member.status(),
 	}
 	for _, n := range v.Nodes {
 		for _, vip := range n.Home {
@@ -51,7 +53,7 @@ func (s *server) status() *Status {
 			st.VIPs = append(st.VIPs, x)
 		}
 	}
-	if s.dns != nil {
+	if len(s.current.Load().zones) > 0 {
 		c := s.dns.Counters()
 		st.DNS = &c
 	}

@@ -20,6 +20,7 @@ import (
 // First is the first node of a new site.
 type First struct {
 	Place
+	Inner    Place // on the internal network; the zero Place for the same
 	Site     string
 	Name     string // of the node
 	Hosts    []string
@@ -32,13 +33,16 @@ type First struct {
 	DataDir  string
 }
 
-// Ports are those that clients use.
-type Ports struct{ HTTP, HTTPS, DNS uint16 }
+// Ports are those of every node of the site.
+type Ports struct {
+	HTTP, HTTPS, DNS       uint16 // that clients use
+	Gossip, Reports, Relay uint16 // that nodes use
+}
 
 // UsualPorts are the well-known ones, HighPorts such as need no privileges.
 var (
-	UsualPorts = Ports{80, 443, 53}
-	HighPorts  = Ports{8080, 8443, 8053}
+	UsualPorts = Ports{80, 443, 53, 7946, 7947, 7948}
+	HighPorts  = Ports{8080, 8443, 8053, 7946, 7947, 7948}
 )
 
 // SitePath is where the site document will be.
@@ -101,7 +105,18 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"addresses": flowList[netip.Addr],
 }).ParseFS(texts, "*.tmpl"))
 
-func (n *First) text(name string) (string, error) {
+func (n *First) text(name string) (string, error) { return execute(name, n) }
+
+// Group is the multicast address of the reports, if it is not the one that goes without
+// saying.
+func (n *First) Group() string {
+	if n.Address.Is6() {
+		return "ff18::4f2f"
+	}
+	return ""
+}
+
+func execute(name string, n any) (string, error) {
 	var b strings.Builder
 	err := templates.ExecuteTemplate(&b, name, n)
 	return b.String(), err

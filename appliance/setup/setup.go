@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"peerage/appliance/site"
 	"peerage/appliance/state"
@@ -22,8 +23,10 @@ type Files struct {
 	Node     string // YAML
 	Document string // YAML
 	Key      keys.Key
+	Ring     *keys.Ring // of a site that is joined, in place of Key
 	CA       *certs.CA
-	Others   []File // that the document needs, such as pages
+	NodeKey  state.NodeKey // of a node that has joined; without it the node makes one when it starts
+	Others   []File        // that the document needs, such as pages
 }
 
 // File is one more file of a node.
@@ -38,7 +41,8 @@ var ErrExists = errors.New("there is a node already")
 
 // Write checks the two YAML files and writes everything, the node file last. It
 // overwrites nothing: if one of the files is there, the error is [ErrExists], and nothing
-// is written. Nor does anything stay that was written before another error.
+// is written; but one of Others that is there word for word is good as it is. Nor does
+// anything stay that was written before another error.
 func Write(f Files) error {
 	nf, err := site.ParseNode(f.NodePath, []byte(f.Node))
 	if err != nil {
@@ -47,11 +51,17 @@ func Write(f Files) error {
 	if _, err := site.ParseDocument(nf.SiteFile, []byte(f.Document)); err != nil {
 		return err
 	}
-	ring, err := keys.NewRing(f.Key)
-	if err != nil {
-		return err
+	ring := f.Ring
+	if ring == nil {
+		if ring, err = keys.NewRing(f.Key); err != nil {
+			return err
+		}
 	}
-	paths := []string{f.NodePath, nf.SiteKeyFile, nf.SiteFile, filepath.Join(nf.DataDir, state.CAFile)}
+	paths := []string{f.NodePath, nf.SiteKeyFile, nf.SiteFile, filepath.Join(nf.DataDir, state.CAFile), filepath.Join(nf.DataDir, state.NodeKeyFile)}
+	f.Others = slices.DeleteFunc(slices.Clone(f.Others), func(o File) bool {
+		text, err := os.ReadFile(o.Path)
+		return err == nil && string(text) == o.Text
+	})
 	for _, o := range f.Others {
 		paths = append(paths, o.Path)
 	}
@@ -80,9 +90,12 @@ func (f *Files) parts(nf *site.NodeFile, dir *state.Dir, ring *keys.Ring) []part
 		return part{path, func() error { return state.Create(path, []byte(text), mode) }}
 	}
 	parts := []part{
-		{nf.SiteKeyFile, func() error { return state.WriteSiteKey(nf.SiteKeyFile, f.Key) }},
+		{nf.SiteKeyFile, func() error { return state.WriteSiteKey(nf.SiteKeyFile, ring) }},
 		{filepath.Join(nf.DataDir, state.CAFile), func() error { return dir.SaveCA(f.CA, ring) }},
 		plain(nf.SiteFile, f.Document, 0o644),
+	}
+	if !f.NodeKey.Empty() {
+		parts = append(parts, part{filepath.Join(nf.DataDir, state.NodeKeyFile), func() error { return dir.SaveNodeKey(f.NodeKey) }})
 	}
 	for _, o := range f.Others {
 		parts = append(parts, plain(o.Path, o.Text, o.Mode))

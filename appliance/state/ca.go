@@ -42,7 +42,7 @@ func LoadCA(dataDir string, ring *keys.Ring) (*certs.CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	ca, err := parseCA(b, ring)
+	ca, err := ParseCA(b, ring)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
@@ -59,6 +59,10 @@ func (d *Dir) ResealCA(ring *keys.Ring) error {
 	if err != nil {
 		return err
 	}
+	return d.replaceCA(ca, ring)
+}
+
+func (d *Dir) replaceCA(ca *certs.CA, ring *keys.Ring) error {
 	return replace(d.root, CAFile, formatCA(ca, ring), 0o600)
 }
 
@@ -68,9 +72,9 @@ func formatCA(ca *certs.CA, ring *keys.Ring) []byte {
 	return append(cert, pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: sealed})...)
 }
 
-// parseCA reads what formatCA wrote. That the certificate is what was written with this
+// ParseCA reads the contents of a [CAFile]. That the certificate is what was written with this
 // key is part of the seal.
-func parseCA(b []byte, ring *keys.Ring) (*certs.CA, error) {
+func ParseCA(b []byte, ring *keys.Ring) (*certs.CA, error) {
 	cert, rest := pem.Decode(b)
 	if cert == nil || cert.Type != blockCert {
 		return nil, fmt.Errorf("damaged: it does not begin with a PEM block %s", blockCert)

@@ -107,7 +107,7 @@ func TestDamagedCANeverLoadsAsAnother(t *testing.T) {
 	good := formatCA(ca, ring)
 	for i := range good {
 		for _, bad := range [][]byte{good[:i], append(append(bytes.Clone(good[:i]), good[i]^1), good[i+1:]...)} {
-			got, err := parseCA(bad, ring)
+			got, err := ParseCA(bad, ring)
 			if err == nil && (!bytes.Equal(got.CertPEM(), ca.CertPEM()) || !bytes.Equal(got.MarshalKey(), ca.MarshalKey())) {
 				t.Fatalf("octet %d: loads as another CA", i)
 			}
@@ -133,18 +133,18 @@ func FuzzCA(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if _, err := parseCA(seed, ring); err != nil {
+	if _, err := ParseCA(seed, ring); err != nil {
 		f.Fatal(err) // versions of Peerage must read each other's files
 	}
 	f.Add(seed)
 	f.Add(seed[:len(seed)/2])
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ca, err := parseCA(b, ring)
+		ca, err := ParseCA(b, ring)
 		if err != nil {
 			return
 		}
-		again, err := parseCA(formatCA(ca, ring), ring)
+		again, err := ParseCA(formatCA(ca, ring), ring)
 		if err != nil || !bytes.Equal(again.MarshalKey(), ca.MarshalKey()) || !bytes.Equal(again.CertPEM(), ca.CertPEM()) {
 			t.Errorf("a CA that was loaded does not come back: %v", err)
 		}

@@ -4,10 +4,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Create writes a new file with that very mode, and the directories above it that are
@@ -25,14 +27,47 @@ func Create(path string, data []byte, mode fs.FileMode) error {
 	return create(dir, filepath.Base(path), data, mode)
 }
 
+// Replace puts a file with that very mode in the place of the one at path, or of none. As
+// root it keeps the file's owner. It follows no link: one at path gives way to the file,
+// for who may write in the directory need not have the right to write where it leads.
+func Replace(path string, data []byte, mode fs.FileMode) error {
+	return Put(path, mode, octets(data))
+}
+
+// Put is [Replace] for what need not be in memory at once. It makes the directories above
+// the file that are missing. If content fails, what was there stays.
+func Put(path string, mode fs.FileMode, content func(io.Writer) error) error {
+	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	dir, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return put(dir, filepath.Base(path), content, mode)
+}
+
+func octets(data []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	}
+}
+
+// owner is a user and a group.
+type owner struct{ uid, gid int }
+
 // write is one file on its way into a directory. Between any two of its steps, and
 // during one, the power may fail.
 type write struct {
 	dir  *os.Root
 	name string
-	data []byte
 	mode fs.FileMode
 
+	content func(io.Writer) error
+
+	owner   *owner // nil: who writes
 	partial string // the name until it is complete
 	file    *os.File
 }
@@ -49,7 +84,24 @@ var (
 )
 
 func replace(dir *os.Root, name string, data []byte, mode fs.FileMode) error {
-	return newWrite(dir, name, data, mode).take(replacing)
+	return put(dir, name, octets(data), mode)
+}
+
+func put(dir *os.Root, name string, content func(io.Writer) error, mode fs.FileMode) error {
+	w := newWrite(dir, name, nil, mode)
+	w.content = content
+	switch info, err := dir.Lstat(name); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("write %s: %w", filepath.Join(dir.Name(), name), cause(err))
+	case info.Mode().IsRegular():
+		if stat := info.Sys().(*syscall.Stat_t); os.Geteuid() == 0 {
+			w.owner = &owner{int(stat.Uid), int(stat.Gid)}
+		}
+	case info.Mode().Type() != fs.ModeSymlink:
+		return fmt.Errorf("write %s: %w", filepath.Join(dir.Name(), name), errNotRegular)
+	}
+	return w.take(replacing)
 }
 
 func create(dir *os.Root, name string, data []byte, mode fs.FileMode) error {
@@ -64,7 +116,7 @@ func isPartial(name string) bool {
 }
 
 func newWrite(dir *os.Root, name string, data []byte, mode fs.FileMode) *write {
-	return &write{dir: dir, name: name, data: data, mode: mode, partial: "." + name + partialMark + rand.Text()}
+	return &write{dir: dir, name: name, content: octets(data), mode: mode, partial: "." + name + partialMark + rand.Text()}
 }
 
 // take takes the steps. If one fails, no partial file stays.
@@ -87,8 +139,12 @@ func (w *write) begin() (err error) {
 }
 
 func (w *write) fill() error {
-	_, written := w.file.Write(w.data)
-	return errors.Join(written, w.file.Chmod(w.mode), w.file.Sync(), w.file.Close())
+	written := w.content(w.file)
+	var owned error
+	if w.owner != nil {
+		owned = w.file.Chown(w.owner.uid, w.owner.gid)
+	}
+	return errors.Join(written, owned, w.file.Chmod(w.mode), w.file.Sync(), w.file.Close())
 }
 
 func (w *write) rename() error { return w.dir.Rename(w.partial, w.name) }

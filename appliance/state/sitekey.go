@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"peerage/balancing/keys"
+	"peerage/tls/certs"
 )
 
 // ReadSiteKey reads the site key from its file, which may lie anywhere; while the site
@@ -34,11 +36,48 @@ func readSiteKey(path string) (*keys.Ring, error) {
 	return keys.ParseRing(string(b))
 }
 
-// WriteSiteKey writes a new file for a site key, for its owner alone. What is there
+// WriteSiteKey writes a new file for the site key, for its owner alone. What is there
 // already stays: the error is [fs.ErrExist] then.
-func WriteSiteKey(path string, key keys.Key) error {
-	if key.Empty() {
-		return fmt.Errorf("write %s: no site key is given", path)
+func WriteSiteKey(path string, ring *keys.Ring) error {
+	return Create(path, []byte(ring.Reveal()), 0o600)
+}
+
+// ReplaceSiteKey puts another ring in the place of the one that the site key file holds, and
+// seals the local CA with it. The two must have a key in common, as they have at each step
+// of a rotation: whenever the power fails, what is on disk opens the CA.
+func (d *Dir) ReplaceSiteKey(path string, was, ring *keys.Ring) error {
+	for _, s := range d.siteKeySteps(path, was, ring) {
+		if err := s(); err != nil {
+			return err
+		}
 	}
-	return Create(path, []byte(key.Reveal()+"\n"), 0o600)
+	return nil
+}
+
+// siteKeySteps are the steps of ReplaceSiteKey. The power may fail between any two.
+func (d *Dir) siteKeySteps(path string, was, ring *keys.Ring) []func() error {
+	var ca *certs.CA
+	var common *keys.Ring
+	return []func() error{
+		func() (err error) {
+			if common, err = commonKey(was, ring); err != nil {
+				return fmt.Errorf("write %s: %w", path, err)
+			}
+			ca, err = LoadCA(d.root.Name(), was)
+			return err
+		},
+		func() error { return d.replaceCA(ca, common) },
+		func() error { return Replace(path, []byte(ring.Reveal()), 0o600) },
+		func() error { return d.replaceCA(ca, ring) },
+	}
+}
+
+// commonKey returns a ring of one key that both rings have.
+func commonKey(a, b *keys.Ring) (*keys.Ring, error) {
+	for _, k := range b.Keys() {
+		if slices.ContainsFunc(a.Keys(), k.Equal) {
+			return keys.NewRing(k)
+		}
+	}
+	return nil, errors.New("the new site key ring has no key of the old one, and could not open the local CA")
 }

@@ -17,14 +17,14 @@ import (
 func TestSiteKeyComesBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secrets", "site.key")
 	key := keys.Generate()
-	if err := WriteSiteKey(path, key); err != nil {
+	if err := WriteSiteKey(path, newRing(t, key)); err != nil {
 		t.Fatal(err)
 	}
 	wantMode(t, path, 0o600)
 	if got, err := ReadSiteKey(path); err != nil || got.Reveal() != key.Reveal()+"\n" {
 		t.Errorf("ReadSiteKey: %v, the same: %t", err, err == nil && got.Reveal() == key.Reveal()+"\n")
 	}
-	if err := WriteSiteKey(path, keys.Generate()); !errors.Is(err, fs.ErrExist) {
+	if err := WriteSiteKey(path, newRing(t, keys.Generate())); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("second WriteSiteKey: %v, want %v", err, fs.ErrExist)
 	}
 	if got, err := ReadSiteKey(path); err != nil || got.Reveal() != key.Reveal()+"\n" {
@@ -39,14 +39,6 @@ func TestSiteKeyComesBack(t *testing.T) {
 	}
 	if got, err := ReadSiteKey(link); err != nil || got.Reveal() != key.Reveal()+"\n" {
 		t.Errorf("read-only, through a link: %v", err)
-	}
-}
-
-func TestWriteSiteKeyRefusesNoKey(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "site.key")
-	wantError(t, WriteSiteKey(path, keys.Key{}), path, "no site key")
-	if got := contents(t, path); got != "none" {
-		t.Errorf("written all the same: %q", got)
 	}
 }
 
@@ -107,5 +99,57 @@ func TestReadSiteKeyDoesNotWait(t *testing.T) {
 	for _, path := range []string{pipe, socket, "/dev/null"} {
 		_, err := ReadSiteKey(path)
 		wantError(t, err, path, "not a regular file")
+	}
+}
+
+// TestPowerFailsWhileTheRingIsReplaced takes a node through a whole rotation, and stops
+// after each step of each replacement: the files must fit each other.
+func TestPowerFailsWhileTheRingIsReplaced(t *testing.T) {
+	older, newer := keys.Generate(), keys.Generate()
+	rings := []*keys.Ring{newRing(t, older), newRing(t, older, newer), newRing(t, newer, older), newRing(t, newer)}
+	for i, ring := range rings[1:] {
+		was := rings[i]
+		for taken := range 5 {
+			path := filepath.Join(t.TempDir(), "data")
+			d := openDir(t, path)
+			file := filepath.Join(t.TempDir(), "site.key")
+			if err := errors.Join(WriteSiteKey(file, was), d.SaveCA(newCA(t), was)); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range d.siteKeySteps(file, was, ring)[:taken] {
+				if err := s(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := ReadSiteKey(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := LoadCA(path, got); err != nil {
+				t.Errorf("ring %d, after %d steps: %v", i+1, taken, err)
+			}
+			if taken == 4 && got.Reveal() != ring.Reveal() {
+				t.Errorf("ring %d is not the one that was to be written", i+1)
+			}
+			wantMode(t, file, 0o600)
+		}
+	}
+}
+
+func TestReplaceSiteKeyRefusesAStranger(t *testing.T) {
+	d := openDir(t, filepath.Join(t.TempDir(), "data"))
+	was := newRing(t, keys.Generate())
+	file := filepath.Join(t.TempDir(), "site.key")
+	if err := errors.Join(WriteSiteKey(file, was), d.SaveCA(newCA(t), was)); err != nil {
+		t.Fatal(err)
+	}
+	before := contents(t, file)
+	wantError(t, d.ReplaceSiteKey(file, was, newRing(t, keys.Generate())), file, "no key of the old one")
+	wantError(t, d.ReplaceSiteKey(file, newRing(t, keys.Generate()), was), file, "no key of the old one")
+	if contents(t, file) != before {
+		t.Error("the file was changed")
+	}
+	if err := d.ReplaceSiteKey(file, was, was); err != nil {
+		t.Error(err)
 	}
 }

@@ -39,7 +39,8 @@ const (
 	MaxOfflineAfter = 20
 )
 
-// Config is what an Exchange needs.
+// Config is what an Exchange needs. What can change while it runs, [Exchange.Reconfigure]
+// says.
 type Config struct {
 	Self        balancing.NodeID
 	Address     netip.Addr // host address on the network of the clients
@@ -98,16 +99,22 @@ func (s *Status) says(t *Status) bool {
 
 // Exchange exchanges reports with the peers.
 type Exchange struct {
-	c        Config
+	c        Config // what Reconfigure changes of it is under mu; the Sealer is not used
 	site     []byte // additional data of every seal
-	mode     Mode
-	open     func(*Config, Mode) (transport, error)
+	open     opener
+	settle   func(*Config) (Mode, error)
+	sealer   atomic.Pointer[keys.Sealer]
 	counters counters
 	view     atomic.Pointer[balancing.View]
 	changed  chan struct{} // capacity 1
 	early    chan struct{} // capacity 1: a report is due before its time
 
+	changing sync.Mutex     // held by Reconfigure
+	reopen   chan reopening // to Run
+
 	mu       sync.Mutex
+	ended    chan struct{} // closed by Run at its end; nil before it begins
+	mode     Mode
 	me       balancing.Node
 	status   Status
 	settings balancing.Settings
@@ -145,18 +152,8 @@ const (
 
 // New returns an exchange whose view is what the site document says. It opens nothing.
 func New(c Config) (*Exchange, error) {
-	i := slices.IndexFunc(c.Nodes, func(p Peer) bool { return p.ID == c.Self })
-	switch {
-	case i < 0:
-		return nil, fmt.Errorf("exchange of reports: node %s is not among the nodes of the site", c.Self)
-	case c.OfflineAfter < MinOfflineAfter || c.OfflineAfter > MaxOfflineAfter:
-		return nil, fmt.Errorf("exchange of reports: off-line after %d periods, want %d to %d", c.OfflineAfter, MinOfflineAfter, MaxOfflineAfter)
-	}
-	if err := c.Document.Check(); err != nil {
-		return nil, fmt.Errorf("exchange of reports: %w", err)
-	}
-	if !c.Local.IsValid() {
-		c.Local = c.Address
+	if err := c.check(); err != nil {
+		return nil, err
 	}
 	mode, err := settle(&c)
 	if err != nil {
@@ -166,26 +163,63 @@ func New(c Config) (*Exchange, error) {
 		c:       c,
 		site:    []byte(c.Site),
 		mode:    mode,
-		open:    func(c *Config, m Mode) (transport, error) { return openSockets(c, m) },
+		open:    openSockets,
+		settle:  settle,
 		changed: make(chan struct{}, 1),
 		early:   make(chan struct{}, 1),
+		reopen:  make(chan reopening),
 		peers:   newPeers(&c),
-		me: balancing.Node{
-			ID: c.Self, Address: c.Address, Internal: c.Internal, Home: c.Nodes[i].Home, Capacity: c.Nodes[i].Capacity,
-			Online: true, Incarnation: c.Incarnation, Version: c.Version,
-		},
-		status:   Status{State: balancing.Joining},
-		settings: c.Document,
-		light:    true,
+		me:      balancing.Node{ID: c.Self, Online: true, Incarnation: c.Incarnation, Version: c.Version},
+		status:  Status{State: balancing.Joining},
+		light:   true,
 	}
 	x.told = x.status
-	if s := c.Changed; s.Version > 0 && s.Base == c.Document.Base && s.Check() == nil {
-		x.settings = s
-	}
+	x.sealer.Store(c.Sealer)
+	x.me.Address, x.me.Internal = c.Address, c.Internal
+	x.me.Home, x.me.Capacity = c.self().Home, c.self().Capacity
+	x.settings = c.settings(balancing.Settings{})
 	x.mu.Lock()
 	x.publish(time.Now())
 	x.mu.Unlock()
 	return x, nil
+}
+
+// check fills in what may be left out, and says what is wrong.
+func (c *Config) check() error {
+	if c.self() == nil {
+		return fmt.Errorf("exchange of reports: node %s is not among the nodes of the site", c.Self)
+	}
+	if c.OfflineAfter < MinOfflineAfter || c.OfflineAfter > MaxOfflineAfter {
+		return fmt.Errorf("exchange of reports: off-line after %d periods, want %d to %d", c.OfflineAfter, MinOfflineAfter, MaxOfflineAfter)
+	}
+	if err := c.Document.Check(); err != nil {
+		return fmt.Errorf("exchange of reports: %w", err)
+	}
+	if !c.Local.IsValid() {
+		c.Local = c.Address
+	}
+	return nil
+}
+
+// self returns this node as the site document has it; nil if it has not.
+func (c *Config) self() *Peer {
+	i := slices.IndexFunc(c.Nodes, func(p Peer) bool { return p.ID == c.Self })
+	if i < 0 {
+		return nil
+	}
+	return &c.Nodes[i]
+}
+
+// settings returns those to follow: of those in force and those kept by the caller the
+// newer, as far as they are changes of what the document says now; else the document's.
+func (c *Config) settings(inForce balancing.Settings) balancing.Settings {
+	best := c.Document
+	for _, s := range []balancing.Settings{inForce, c.Changed} {
+		if s.Version > 0 && s.Base == c.Document.Base && s.Check() == nil && newer(&s, &best) {
+			best = s
+		}
+	}
+	return best
 }
 
 // settle returns the mode that c's interface allows.
@@ -285,27 +319,36 @@ func (x *Exchange) publish(now time.Time) {
 	signal(x.changed)
 }
 
-// Run exchanges reports until ctx ends, and then says farewell.
+// Run exchanges reports until ctx ends, and then says farewell. It runs once.
 func (x *Exchange) Run(ctx context.Context) error {
-	t, err := x.open(&x.c, x.mode)
+	ended := make(chan struct{})
+	defer close(ended)
+	x.mu.Lock()
+	x.ended = ended // from here on, a change of the network comes to run
+	c, mode := x.c, x.mode
+	x.mu.Unlock()
+	t, err := x.open(&c, mode, nil)
 	if err != nil {
 		return err
 	}
-	var receiving sync.WaitGroup
-	received := make(chan error, 1)
-	receiving.Go(func() { received <- t.receive(x.hear) })
-	defer receiving.Wait()
-	defer t.close()
-	s := &sender{x: x, t: t}
-	if err := x.run(ctx, s, received); err != nil {
+	s := &sender{x: x, t: t, received: x.receive(t)}
+	defer s.close()
+	if err := x.run(ctx, s); err != nil {
 		return err
 	}
 	s.farewell()
 	return nil
 }
 
+// receive hears what comes in by t until it is closed.
+func (x *Exchange) receive(t transport) <-chan error {
+	received := make(chan error, 1)
+	go func() { received <- t.receive(x.hear) }()
+	return received
+}
+
 // run sends what is due and watches for silence.
-func (x *Exchange) run(ctx context.Context, s *sender, received <-chan error) error {
+func (x *Exchange) run(ctx context.Context, s *sender) error {
 	var (
 		due   = time.Now() // of the next regular report
 		early time.Time    // when one should go out before, or the zero time
@@ -320,8 +363,12 @@ func (x *Exchange) run(ctx context.Context, s *sender, received <-chan error) er
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-received:
+		case err := <-s.received:
+			s.received = nil // close must not wait for it
 			return errors.Join(errors.New("the sockets of the reports were closed"), err)
+		case r := <-x.reopen:
+			r.done <- s.reopen(r)
+			continue
 		case <-views.C:
 			x.refresh()
 			continue
@@ -463,7 +510,7 @@ var plains = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
 func (x *Exchange) unseal(b []byte) (*report, error) {
 	plain := plains.Get().(*[maxDatagram]byte)
 	defer plains.Put(plain)
-	text, err := x.c.Sealer.Open(plain[:0], b, x.site)
+	text, err := x.sealer.Load().Open(plain[:0], b, x.site)
 	if err != nil {
 		x.counters.forged.Add(1)
 		return nil, err

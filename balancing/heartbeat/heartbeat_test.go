@@ -3,6 +3,7 @@ package heartbeat
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -37,6 +38,7 @@ type wire struct {
 	queue chan sentence
 	down  chan struct{}
 	once  sync.Once
+	group bool        // hears what goes to all
 	dead  atomic.Bool // sends nothing more
 }
 
@@ -52,8 +54,8 @@ func (b *bus) lose(f func(from, to netip.Addr, byMulticast bool) bool) {
 	b.lost = f
 }
 
-func (b *bus) attach(at netip.Addr) *wire {
-	w := &wire{bus: b, at: at, queue: make(chan sentence, 64), down: make(chan struct{})}
+func (b *bus) attach(at netip.Addr, mode Mode) *wire {
+	w := &wire{bus: b, at: at, group: mode == Auto || mode == Multicast, queue: make(chan sentence, 64), down: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wires[at] = w
@@ -70,7 +72,7 @@ func (w *wire) send(text []byte, to netip.Addr) error {
 	w.bus.taped = append(w.bus.taped, text)
 	for at, peer := range w.bus.wires {
 		group := !to.IsValid()
-		if !group && at != to || w.bus.lost != nil && w.bus.lost(w.at, at, group) {
+		if !group && at != to || group && !peer.group || w.bus.lost != nil && w.bus.lost(w.at, at, group) {
 			continue
 		}
 		select {
@@ -99,14 +101,15 @@ func (w *wire) close() error {
 
 // lan is a site of nodes n1, n2, ... on a bus, each with an exchange.
 type lan struct {
-	t    *testing.T
-	bus  *bus
-	ring *keys.Ring
-	list []Peer
-	mode Mode
-	edit func(*Config) // of the nodes started from now on
-	log  bytes.Buffer
-	to   *slog.Logger // writes to log
+	t     *testing.T
+	bus   *bus
+	ring  *keys.Ring
+	list  []Peer
+	mode  Mode
+	edit  func(*Config) // of the nodes started from now on
+	stuck bool          // no transport can be opened in place of another
+	log   bytes.Buffer
+	to    *slog.Logger // writes to log
 }
 
 func newLAN(t *testing.T, nodes int, mode Mode) *lan {
@@ -127,9 +130,12 @@ func newLAN(t *testing.T, nodes int, mode Mode) *lan {
 
 func hostOf(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) }
 
+var errStuck = errors.New("stuck")
+
 // running is one node's exchange.
 type running struct {
 	*Exchange
+	made Config // what it was made with last
 	kill func() // ends it without a farewell
 	end  func() // ends it in order
 }
@@ -150,9 +156,19 @@ func (l *lan) start(i int, incarnation uint64) *running {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	x.mode = l.mode
-	w := l.bus.attach(hostOf(i))
-	x.open = func(*Config, Mode) (transport, error) { return w, nil }
+	x.mode, x.c.Exchange, c.Exchange = l.mode, l.mode, l.mode // no interface is asked
+	w := l.bus.attach(hostOf(i), l.mode)
+	x.settle = func(c *Config) (Mode, error) { return c.Exchange, nil }
+	x.open = func(_ *Config, mode Mode, old transport) (transport, error) {
+		switch {
+		case old == nil:
+			return w, nil
+		case l.stuck:
+			return nil, errStuck
+		}
+		w = l.bus.attach(hostOf(i), mode)
+		return w, nil
+	}
 	x.Update(func(s *Status) { s.State = balancing.OK })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -163,13 +179,24 @@ func (l *lan) start(i int, incarnation uint64) *running {
 			l.t.Errorf("%s: %v", x.c.Self, err)
 		}
 	}
-	return &running{Exchange: x, end: end, kill: func() {
+	return &running{Exchange: x, made: c, end: end, kill: func() {
 		l.bus.mu.Lock()
 		delete(l.bus.wires, hostOf(i))
 		l.bus.mu.Unlock()
 		w.dead.Store(true)
 		end()
 	}}
+}
+
+// change changes x as it runs.
+func (x *running) change(edit func(*Config)) error {
+	c := x.made
+	edit(&c)
+	err := x.Reconfigure(c)
+	if err == nil {
+		x.made = c
+	}
+	return err
 }
 
 // hears reports whether x sees the named node on-line.
@@ -244,6 +271,14 @@ func TestSilence(t *testing.T) {
 // TestSettingsReachAll is the patent's re-setting of levels and period by a user, at run
 // time: on all nodes at once, and without a false verdict even if the period grows twenty
 // times and a report in three is lost.
+// which is a change of settings that cannot fail.
+func which(f func(*balancing.Settings)) func(*balancing.Settings) error {
+	return func(s *balancing.Settings) error {
+		f(s)
+		return nil
+	}
+}
+
 func TestSettingsReachAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(9, 9))
@@ -256,7 +291,7 @@ func TestSettingsReachAll(t *testing.T) {
 		defer n2.end()
 		l.edit = nil
 		settled(3 * period)
-		set, err := n1.Set(func(s *balancing.Settings) { s.Light, s.Rule = 65, balancing.Rotate })
+		set, err := n1.Set(which(func(s *balancing.Settings) { s.Light, s.Rule = 65, balancing.Rotate }))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +302,7 @@ func TestSettingsReachAll(t *testing.T) {
 		if got := n2.View().Settings; got != set || got.Light != 65 || got.Margin != 20 || kept != set {
 			t.Errorf("n2 has %+v and kept %+v, want %+v", got, kept, set)
 		}
-		if _, err := n1.Set(func(s *balancing.Settings) { s.Light = 2000 }); err == nil || n1.View().Settings != set {
+		if _, err := n1.Set(which(func(s *balancing.Settings) { s.Light = 2000 })); err == nil || n1.View().Settings != set {
 			t.Errorf("out of bounds: error %v, settings %+v", err, n1.View().Settings)
 		}
 
@@ -279,7 +314,7 @@ func TestSettingsReachAll(t *testing.T) {
 		}
 
 		// Of two changes the newest counts, wherever it was made.
-		newest, err := n2.Set(func(s *balancing.Settings) { s.Margin = 10 })
+		newest, err := n2.Set(which(func(s *balancing.Settings) { s.Margin = 10 }))
 		if err != nil || newest.Version <= set.Version || newest.Light != 65 {
 			t.Fatalf("second change: %+v, %v", newest, err)
 		}
@@ -290,7 +325,7 @@ func TestSettingsReachAll(t *testing.T) {
 
 		l.bus.lose(func(netip.Addr, netip.Addr, bool) bool { return rnd.Float64() < 0.3 })
 		silences := strings.Count(l.log.String(), `msg="peer silent"`)
-		if _, err := n1.Set(func(s *balancing.Settings) { s.Period = 10 * time.Second }); err != nil {
+		if _, err := n1.Set(which(func(s *balancing.Settings) { s.Period = 10 * time.Second })); err != nil {
 			t.Fatal(err)
 		}
 		settled(9 * time.Second)
@@ -330,7 +365,7 @@ func TestSettingsOfOneVersion(t *testing.T) {
 		defer n2.end()
 		settled(3 * period)
 		for x, light := range map[*running]balancing.Load{n1: 60, n2: 70} {
-			if _, err := x.Set(func(s *balancing.Settings) { s.Light = light }); err != nil {
+			if _, err := x.Set(which(func(s *balancing.Settings) { s.Light = light })); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -341,7 +376,7 @@ func TestSettingsOfOneVersion(t *testing.T) {
 		// A longer period, and soon a shorter one: nobody is called silent.
 		silences := strings.Count(l.log.String(), `msg="peer silent"`)
 		for _, p := range []time.Duration{2 * time.Second, 100 * time.Millisecond} {
-			if _, err := n1.Set(func(s *balancing.Settings) { s.Period = p }); err != nil {
+			if _, err := n1.Set(which(func(s *balancing.Settings) { s.Period = p })); err != nil {
 				t.Fatal(err)
 			}
 			settled(200 * time.Millisecond)
@@ -364,7 +399,7 @@ func TestSettingsOfAnotherDocument(t *testing.T) {
 		n2 := l.start(2, 1)
 		defer n2.end()
 		settled(3 * period)
-		if _, err := n1.Set(func(s *balancing.Settings) { s.Light = 65 }); err != nil {
+		if _, err := n1.Set(which(func(s *balancing.Settings) { s.Light = 65 })); err != nil {
 			t.Fatal(err)
 		}
 		settled(3 * period)
@@ -698,7 +733,7 @@ func BenchmarkHear(b *testing.B) {
 		for b.Loop() {
 			r.sequence++
 			plain = r.appendTo(plain[:0])
-			sealed = x.c.Sealer.Seal(sealed[:0], plain, []byte("test"))
+			sealed = x.sealer.Load().Seal(sealed[:0], plain, []byte("test"))
 			x.hear(sealed, true)
 		}
 	})

@@ -12,7 +12,7 @@ const (
 	// Auto is multicast where the interface carries it, with unicast to those peers that
 	// multicast does not reach; unicast to all elsewhere. The default.
 	Auto      Mode = iota
-	Multicast      // multicast alone
+	Multicast      // multicast alone, but for a peer that is heard some other way only, as while the site changes over
 	Unicast        // a datagram to each known peer
 	Query          // the same, and each is asked for its report, which it gives at once
 )

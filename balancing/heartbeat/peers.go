@@ -17,13 +17,23 @@ type peers struct {
 	after   int  // periods of silence that make a node off-line
 	private bool // reports go over the internal network
 	list    []*peer
+	former  []former
+}
+
+// former is a node that was taken out of the site document a moment ago. If it comes back,
+// a recorded report of it must not pass for a new one.
+type former struct {
+	id                    balancing.NodeID
+	incarnation, sequence uint64
+	gone                  time.Time
 }
 
 type peer struct {
 	balancing.Node
-	sequence uint64    // of its latest report
-	silent   time.Time // when it is off-line, if nothing is heard of it until then
-	left     bool      // it said farewell
+	sequence uint64        // of its latest report
+	period   time.Duration // as that says
+	silent   time.Time     // when it is off-line, if nothing is heard of it until then
+	left     bool          // it said farewell
 
 	// How reports have to be sent to it; see [peers.addressees].
 	reach     netip.Addr
@@ -56,6 +66,62 @@ func newPeers(c *Config) *peers {
 	}
 	slices.SortFunc(p.list, func(a, b *peer) int { return cmp.Compare(a.ID, b.ID) })
 	return p
+}
+
+// changed returns what is known of the nodes of c, and was known of those of before. What
+// a report said of a node's address and capacity counts until the document changes it.
+func (p *peers) changed(before, c *Config, now time.Time) *peers {
+	next := newPeers(c)
+	said := map[balancing.NodeID]Peer{}
+	for _, n := range before.Nodes {
+		said[n.ID] = n
+	}
+	for _, x := range next.list {
+		old, was := p.find(x.ID), said[x.ID]
+		if old == nil {
+			for _, f := range p.former {
+				if f.id == x.ID {
+					x.Incarnation, x.sequence = f.incarnation, f.sequence
+				}
+			}
+			continue
+		}
+		kept := *old
+		kept.Home = x.Home
+		if x.Address != was.Address && x.Address.IsValid() {
+			kept.Address = x.Address
+		}
+		if x.Internal != was.Internal && x.Internal.IsValid() {
+			kept.Internal = x.Internal
+		}
+		if x.Capacity != was.Capacity {
+			kept.Capacity = x.Capacity
+		}
+		kept.reached(next.private)
+		kept.silent = kept.silent.Add(time.Duration(next.after-p.after) * kept.period)
+		if next.after < p.after && kept.silent.Before(now.Add(jumpPause)) {
+			kept.silent = now.Add(jumpPause) // a verdict that is overdue looks like a delay of our own
+		}
+		*x = kept
+	}
+	for _, f := range p.former {
+		if next.find(f.id) == nil && now.Sub(f.gone) <= 2*maxSkew { // then it would be refused by its time
+			next.former = append(next.former, f)
+		}
+	}
+	for _, x := range p.list {
+		if next.find(x.ID) == nil {
+			next.former = append(next.former, former{x.ID, x.Incarnation, x.sequence, now})
+		}
+	}
+	return next
+}
+
+// moved forgets who was heard by multicast, for it was by another way.
+func (p *peers) moved() {
+	for _, x := range p.list {
+		x.multicast, x.ByMulticast = time.Time{}, false
+	}
 }
 
 func (p *peers) find(id balancing.NodeID) *peer {
@@ -110,6 +176,7 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 	if r.deaf {
 		x.deaf = now
 	}
+	x.period = r.period
 	x.silent = now.Add(time.Duration(p.after) * r.period)
 	x.left = r.state == balancing.Leaving
 	x.Online = !x.left
@@ -199,12 +266,25 @@ type addressed struct {
 // long a word about that counts, within tells.
 func (p *peers) addressees(now time.Time, mode Mode, within time.Duration, all bool) (list []addressed) {
 	for _, x := range p.list {
-		a := addressed{to: x.reach, ask: x.ask, deaf: mode == Auto && now.Sub(x.multicast) > within}
-		apart := mode == Unicast || mode == Query || a.deaf || mode == Auto && now.Sub(x.deaf) <= within
+		a := addressed{to: x.reach, ask: x.ask, deaf: x.unheard(now, mode, within)}
+		apart := a.deaf || now.Sub(x.deaf) <= within
 		if a.to.IsValid() && (x.ask || x.asks || all && apart) {
 			list = append(list, a)
 		}
 		x.ask, x.asks = false, false
 	}
 	return list
+}
+
+// unheard reports whether x is not heard by multicast. It must be told, and be sent a
+// report of its own: while the site changes from one way of exchange to another, some
+// nodes listen where others do not send yet.
+func (x *peer) unheard(now time.Time, mode Mode, within time.Duration) bool {
+	switch mode {
+	case Auto:
+		return now.Sub(x.multicast) > within
+	case Multicast:
+		return x.Online && x.multicast.IsZero() // it has been heard some other way only
+	}
+	return true
 }

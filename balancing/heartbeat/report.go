@@ -23,7 +23,7 @@ type report struct {
 	load        balancing.Load // to the hundredth of a per cent
 	address     netip.Addr     // host address; the zero Addr if the sender does not tell
 	held        []netip.Addr
-	deaf        bool // the sender does not hear the receiver's multicast
+	deaf        bool // the sender does not hear the receiver's multicast, or any
 
 	internal    netip.Addr // address on the internal network; the zero Addr if it is not told
 	capacity    float64    // to the thousandth; 0 if it is not told

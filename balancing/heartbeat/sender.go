@@ -11,9 +11,18 @@ import (
 type sender struct {
 	x        *Exchange
 	t        transport
+	received <-chan error // of t; nil if it has been read
 	sequence uint64
 	plain    []byte
 	sealed   []byte
+}
+
+// close ends the transport, and waits until nothing more is heard by it.
+func (s *sender) close() {
+	s.t.close()
+	if s.received != nil {
+		<-s.received
+	}
 }
 
 // report tells the peers what this node is now: all of them if the report is due or there
@@ -22,16 +31,17 @@ func (s *sender) report(now time.Time, due bool) {
 	x := s.x
 	x.mu.Lock()
 	all := due || x.news
-	if due && x.mode == Query {
+	mode := x.mode
+	if due && mode == Query {
 		x.peers.ask()
 	}
 	r := x.compose(now)
-	to := x.peers.addressees(now, x.mode, x.within(), all)
+	to := x.peers.addressees(now, mode, x.within(), all)
 	if all {
 		x.told, x.news, x.urgent, x.light = x.status, false, false, x.status.Load <= x.settings.Light
 	}
 	x.mu.Unlock()
-	s.send(r, to, all)
+	s.send(r, mode, to, all)
 }
 
 // farewell says that this node leaves, twice: nobody would ask again.
@@ -42,9 +52,10 @@ func (s *sender) farewell() {
 		x.mu.Lock()
 		r := x.compose(now)
 		r.state, r.held = balancing.Leaving, nil
-		to := x.peers.addressees(now, x.mode, x.within(), true)
+		mode := x.mode
+		to := x.peers.addressees(now, mode, x.within(), true)
 		x.mu.Unlock()
-		s.send(r, to, true)
+		s.send(r, mode, to, true)
 	}
 }
 
@@ -69,8 +80,8 @@ func (x *Exchange) within() time.Duration {
 }
 
 // send sends r to the group, if it is for all, and to those that need one of their own.
-func (s *sender) send(r report, to []addressed, all bool) {
-	if all && (s.x.mode == Auto || s.x.mode == Multicast) {
+func (s *sender) send(r report, mode Mode, to []addressed, all bool) {
+	if all && (mode == Auto || mode == Multicast) {
 		s.datagram(r, addressed{})
 	}
 	for _, a := range to {
@@ -84,7 +95,7 @@ func (s *sender) datagram(r report, a addressed) {
 	s.sequence++
 	r.sequence, r.deaf, r.ask = s.sequence, a.deaf, a.ask
 	s.plain = r.appendTo(s.plain[:0])
-	s.sealed = s.x.c.Sealer.Seal(s.sealed[:0], s.plain, s.x.site)
+	s.sealed = s.x.sealer.Load().Seal(s.sealed[:0], s.plain, s.x.site)
 	if err := s.t.send(s.sealed, a.to); err != nil {
 		s.x.counters.failed.Add(1)
 		s.x.c.Log.Debug("report not sent", "to", text(a.to), "err", err)

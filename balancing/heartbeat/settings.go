@@ -8,13 +8,16 @@ import (
 )
 
 // Set changes the settings of the whole site: those of this node at once, those of the
-// others with the next report. It returns them with their version, or an error that says
-// what is out of bounds.
-func (x *Exchange) Set(f func(*balancing.Settings)) (balancing.Settings, error) {
+// others with the next report. What f makes of those in force counts, unless it returns an
+// error; no other change comes in between. Set returns them with their version, or an error
+// that says what is out of bounds.
+func (x *Exchange) Set(f func(*balancing.Settings) error) (balancing.Settings, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	s := x.settings
-	f(&s)
+	if err := f(&s); err != nil {
+		return balancing.Settings{}, err
+	}
 	s.Version = max(uint64(time.Now().UnixMilli()), x.settings.Version+1)
 	s.Base = x.c.Document.Base
 	if err := s.Check(); err != nil {
@@ -35,11 +38,24 @@ func newer(a, b *balancing.Settings) bool {
 
 // Reset is [Exchange.Set] to what the site document says.
 func (x *Exchange) Reset() (balancing.Settings, error) {
-	return x.Set(func(s *balancing.Settings) { *s = x.c.Document })
+	return x.Set(func(s *balancing.Settings) error {
+		*s = x.c.Document
+		return nil
+	})
 }
 
-// follow makes s the settings. x.mu is held.
+// follow makes s the settings, and tells everybody. x.mu is held.
 func (x *Exchange) follow(s balancing.Settings) {
+	x.adopt(s)
+	if x.c.Keep != nil {
+		x.c.Keep(s)
+	}
+	x.publish(time.Now())
+	x.tell(true)
+}
+
+// adopt makes s the settings. x.mu is held.
+func (x *Exchange) adopt(s balancing.Settings) {
 	if s.Period > x.settings.Period {
 		// A peer that misses the news must not take the longer pause for silence.
 		x.hasten, x.before = x.c.OfflineAfter, x.settings.Period
@@ -47,9 +63,4 @@ func (x *Exchange) follow(s balancing.Settings) {
 	x.settings = s
 	x.c.Log.Info("settings changed", "version", s.Version, "light", s.Light, "margin", s.Margin, "below", s.Below,
 		"rule", s.Rule, "choice", s.Choice, "period", s.Period)
-	if x.c.Keep != nil {
-		x.c.Keep(s)
-	}
-	x.publish(time.Now())
-	x.tell(true)
 }

@@ -31,21 +31,28 @@ const (
 // sockets is the transport of the operating system: a socket on the host address, which
 // sends everything, and one that hears the group.
 type sockets struct {
-	port  uint16
+	local netip.AddrPort
 	group netip.Addr // the zero Addr: no multicast
 	host  *net.UDPConn
 	heard *net.UDPConn // nil without multicast
 }
 
-// openSockets opens the sockets for c in the given mode.
-func openSockets(c *Config, mode Mode) (_ *sockets, err error) {
-	s := &sockets{port: c.Port}
+// openSockets opens the sockets for c in the given mode. An address that old is on already
+// cannot be bound twice: the socket is shared with it then, so nothing that comes in is
+// lost either.
+func openSockets(c *Config, mode Mode, old transport) (_ transport, err error) {
+	s := &sockets{local: netip.AddrPortFrom(c.Local, c.Port)}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	if s.host, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.Local, c.Port))); err != nil {
+	if was, ok := old.(*sockets); ok && was.local == s.local {
+		s.host, err = share(was.host)
+	} else {
+		s.host, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(s.local))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open the socket of the reports: %w", err)
 	}
 	if err := s.host.SetReadBuffer(receiveBuffer); err != nil {
@@ -70,29 +77,46 @@ func openSockets(c *Config, mode Mode) (_ *sockets, err error) {
 	return s, nil
 }
 
+// share returns another descriptor of the same socket.
+func share(c *net.UDPConn) (*net.UDPConn, error) {
+	f, err := c.File()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return p.(*net.UDPConn), nil
+}
+
 // join makes host send to the group, and opens the socket that hears it.
 func (s *sockets) join(name string, is6 bool) (err error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
 		return err
 	}
-	if s.heard, err = listenGroup(netip.AddrPortFrom(s.group, s.port)); err != nil {
+	if s.heard, err = listenGroup(netip.AddrPortFrom(s.group, s.local.Port())); err != nil {
 		return err
 	}
 	if err := s.heard.SetReadBuffer(receiveBuffer); err != nil {
 		return err
 	}
 	group := &net.UDPAddr{IP: s.group.AsSlice()}
+	// Joining comes first: what may well fail must not alter host, which may be shared.
 	if is6 {
+		if err := ipv6.NewPacketConn(s.heard).JoinGroup(ifi, group); err != nil {
+			return err
+		}
 		out := ipv6.NewPacketConn(s.host)
-		return errors.Join(
-			ipv6.NewPacketConn(s.heard).JoinGroup(ifi, group),
-			out.SetMulticastInterface(ifi), out.SetMulticastHopLimit(1), out.SetMulticastLoopback(true))
+		return errors.Join(out.SetMulticastInterface(ifi), out.SetMulticastHopLimit(1), out.SetMulticastLoopback(true))
+	}
+	if err := ipv4.NewPacketConn(s.heard).JoinGroup(ifi, group); err != nil {
+		return err
 	}
 	out := ipv4.NewPacketConn(s.host)
-	return errors.Join(
-		ipv4.NewPacketConn(s.heard).JoinGroup(ifi, group),
-		out.SetMulticastInterface(ifi), out.SetMulticastTTL(1), out.SetMulticastLoopback(true))
+	return errors.Join(out.SetMulticastInterface(ifi), out.SetMulticastTTL(1), out.SetMulticastLoopback(true))
 }
 
 // listenGroup opens a socket that hears what is sent to group, and nothing else. Package
@@ -132,7 +156,7 @@ func (s *sockets) send(b []byte, to netip.Addr) error {
 	if !to.IsValid() {
 		to = s.group
 	}
-	_, err := s.host.WriteToUDPAddrPort(b, netip.AddrPortFrom(to, s.port))
+	_, err := s.host.WriteToUDPAddrPort(b, netip.AddrPortFrom(to, s.local.Port()))
 	return err
 }
 

@@ -95,6 +95,100 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// TestSocketsChangeLive goes from one way and network to another with the sockets of a real
+// kernel, where one address cannot be bound twice.
+func TestSocketsChangeLive(t *testing.T) {
+	if !nstest.Inside() {
+		nstest.Rerun(t)
+		return
+	}
+	setUpNetwork(t)
+	ring, err := keys.NewRing(keys.Generate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v4 := []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")}
+	v6 := []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")}
+	group4, group6 := netip.MustParseAddr("239.255.79.47"), netip.MustParseAddr("ff05::4f2f")
+	config := func(i int, mode Mode, hosts []netip.Addr, group netip.Addr) Config {
+		c := Config{
+			Self: []balancing.NodeID{"n1", "n2"}[i], Address: hosts[i], Incarnation: 1, Sealer: ring.Sealer(keys.LabelReport), Site: "test",
+			Document: document, OfflineAfter: 20, Port: 7947, Exchange: mode, Interface: "wire0", Group: group, Log: slog.New(slog.DiscardHandler),
+		}
+		c.Document.Period = balancing.MinPeriod
+		for i, h := range hosts {
+			c.Nodes = append(c.Nodes, Peer{ID: []balancing.NodeID{"n1", "n2"}[i], Address: h, Capacity: 1})
+		}
+		return c
+	}
+	var all []*Exchange
+	for i := range v4 {
+		x, err := New(config(i, Unicast, v4, group4))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, x)
+		all = append(all, x)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	exchanged := func(step string, want func(*balancing.Node) bool) {
+		t.Helper()
+		var from []uint64
+		for _, x := range all {
+			from = append(from, x.Counters().Accepted)
+		}
+		for i, x := range all {
+			for other := all[1-i].c.Self; ; {
+				if n := x.View().Node(other); x.Counters().Accepted > from[i]+2 && n.Online && want(n) {
+					break
+				}
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					t.Fatalf("%s: %s does not hear %s: %+v", step, x.c.Self, other, x.Counters())
+				}
+			}
+		}
+	}
+	byUnicast := func(n *balancing.Node) bool { return !n.ByMulticast }
+	byMulticast := func(n *balancing.Node) bool { return n.ByMulticast }
+	exchanged("unicast", byUnicast)
+	for _, step := range []struct {
+		name  string
+		mode  Mode
+		hosts []netip.Addr
+		group netip.Addr
+		want  func(*balancing.Node) bool
+	}{
+		{"the same address, multicast as well", Auto, v4, group4, byMulticast},
+		{"another group", Multicast, v4, netip.MustParseAddr("239.255.79.48"), byMulticast},
+		{"no multicast again", Unicast, v4, group4, byUnicast},
+		{"by question", Query, v4, group4, byUnicast},
+		{"the other family", Multicast, v6, group6, byMulticast},
+		{"the other family, unicast", Unicast, v6, group6, byUnicast},
+	} {
+		for i, x := range all {
+			if err := x.Reconfigure(config(i, step.mode, step.hosts, step.group)); err != nil {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+		}
+		exchanged(step.name, step.want)
+	}
+	// An address that the machine has not, and a group that cannot be joined there.
+	for name, c := range map[string]Config{
+		"address":   config(0, Unicast, []netip.Addr{netip.MustParseAddr("203.0.113.9"), v6[1]}, group6),
+		"interface": config(0, Multicast, v6, group4),
+	} {
+		if err := all[0].Reconfigure(c); err == nil {
+			t.Errorf("another %s: no error", name)
+		}
+		exchanged("after another "+name+" that cannot be had", byUnicast)
+	}
+}
+
 // run runs x until the test ends.
 func run(t *testing.T, x *Exchange) {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // tells reports whether text shows the octets of k in one of the forms that fmt, slog
@@ -49,9 +50,11 @@ func TestTellsFindsAKey(t *testing.T) {
 
 func TestNothingPrintsAKey(t *testing.T) {
 	key := Generate()
-	ring := newRing(t, key, Generate())
+	past := Past{Generate(), time.Now().Add(time.Hour)}
+	ring := newRing(t, key, Generate()).WithPast(past)
 	sealer := ring.Sealer(LabelReport)
-	secrets := [][Size]byte{key.raw(), ring.Derive(LabelReport, "seal")}
+	pins := ring.PinSealer(time.Now())
+	secrets := [][Size]byte{key.raw(), past.Key.raw(), ring.Derive(LabelReport, "seal"), derive(past.Key, LabelPin, "seal")}
 
 	type exported struct {
 		Key    Key
@@ -69,7 +72,8 @@ func TestNothingPrintsAKey(t *testing.T) {
 		key, &key,
 		[]Key{key},
 		map[string]Key{"k": key},
-		ring, *ring, sealer, *sealer,
+		ring, *ring, sealer, *sealer, pins, *pins,
+		past, &past, ring.Past(), ring.Keys(),
 		exported{key, ring, *ring, sealer},
 		&exported{key, ring, *ring, sealer},
 		hiding{key, ring, *ring, *sealer},

@@ -2,7 +2,8 @@
 // everything that is derived from it.
 //
 // Start with [Ring]: one site key, or two while the key is being replaced. What is
-// sealed is sealed with the newest; what any of them sealed still opens. Nothing uses
+// sealed is sealed with the newest; what any of them sealed still opens. A key that has
+// been replaced can stay as a [Past] one, for the pins of clients alone. Nothing uses
 // a site key itself, only keys derived from it under a [Label], so that no use of one
 // can tell anything about another.
 //
@@ -20,10 +21,12 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -89,6 +92,13 @@ func (k Key) Equal(o Key) bool {
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
 }
 
+// ID returns the name of the key for logs and status: 8 hexadecimal digits, which tell
+// nothing of the key.
+func (k Key) ID() string {
+	id := derive(k, labelID, "")
+	return hex.EncodeToString(id[:4])
+}
+
 func (k Key) raw() [Size]byte {
 	if k.octets == nil {
 		return [Size]byte{}
@@ -116,15 +126,19 @@ type Label string
 const (
 	LabelReport    Label = "report"     // seals the reports between the nodes
 	LabelPin       Label = "pin"        // seals pins and hop markers
-	LabelPinName   Label = "pin name"   // hides the names of stateful paths in the names of cookies
 	LabelCA        Label = "ca"         // seals the private key of the local CA at rest
 	LabelQUICToken Label = "quic token" // seals QUIC address validation tokens
 	LabelQUICReset Label = "quic reset" // QUIC stateless reset keys; the info is the VIP
+	LabelGossip    Label = "gossip"     // seals what the nodes replicate, on its way
+	LabelState     Label = "state"      // seals secrets at rest
+
+	labelID Label = "id" // the name of a key: no secret
 )
 
 // Ring is the site key, and the one before it while the site changes over.
 type Ring struct {
-	keys []Key // newest first
+	keys []Key  // newest first
+	past []Past // see past.go
 }
 
 // NewRing returns a ring of one site key, or of two while the older is being replaced.
@@ -143,22 +157,48 @@ func NewRing(newest Key, older ...Key) (*Ring, error) {
 }
 
 // ParseRing reads the text form of a ring: its keys as [Parse] reads them, one a line, the
-// newest first.
+// newest first; then a line for each past key, "past <key> until <RFC 3339 time>".
 func ParseRing(text string) (*Ring, error) {
-	var all []Key
+	var (
+		all  []Key
+		past []Past
+		n    int
+	)
 	for line := range strings.Lines(strings.TrimSpace(text)) {
-		k, err := Parse(line)
-		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", len(all)+1, err)
+		n++
+		rest, isPast := strings.CutPrefix(strings.TrimSpace(line), "past ")
+		if !isPast {
+			k, err := Parse(line)
+			if err == nil && len(past) > 0 {
+				err = errors.New("site key: below one of the past")
+			}
+			if err != nil {
+				return nil, fmt.Errorf("line %d: %w", n, err)
+			}
+			if all = append(all, k); len(all) > 2 {
+				break // NewRing says so
+			}
+			continue
 		}
-		if all = append(all, k); len(all) > 2 {
-			break // NewRing says so
+		p, err := parsePast(rest)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		if past = append(past, p); len(past) > MaxPast {
+			return nil, fmt.Errorf("site key ring: more than %d keys of the past", MaxPast)
 		}
 	}
 	if len(all) == 0 {
 		return nil, errors.New("site key: there is none")
 	}
-	return NewRing(all[0], all[1:]...)
+	r, err := NewRing(all[0], all[1:]...)
+	if err != nil {
+		return nil, err
+	}
+	if r = r.WithPast(past...); len(r.past) != len(past) {
+		return nil, errors.New("site key ring: the same key twice")
+	}
+	return r, nil
 }
 
 // Reveal returns the text form of the ring, as [ParseRing] reads it.
@@ -167,8 +207,14 @@ func (r *Ring) Reveal() string {
 	for _, k := range r.keys {
 		b.WriteString(k.Reveal() + "\n")
 	}
+	for _, p := range r.past {
+		b.WriteString(p.reveal() + "\n")
+	}
 	return b.String()
 }
+
+// Keys returns the keys that are good for everything, newest first.
+func (r *Ring) Keys() []Key { return slices.Clone(r.keys) }
 
 // Changing reports whether the ring holds an older key too.
 func (r *Ring) Changing() bool { return len(r.keys) > 1 }

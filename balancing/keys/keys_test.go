@@ -56,11 +56,13 @@ var derivations = []struct {
 }{
 	{LabelReport, "", "44a86d03f0899fdd77d0edf28c4b04e485795eda6d751a20e05bb754d32fdf80"},
 	{LabelPin, "", "d115a908f0fe9878d0c7d2733747e6e0043e6631b550edc7783828373ee6d3b6"},
-	{LabelPinName, "", "29bf3dc77a69a00c888714291a504ba42d40b3edc72bb5690ebf15fac7825fc5"},
 	{LabelCA, "", "1a288f2e630dbddf080ac3a4ddc115f89c1fa7dcd7fa19a1ac1165607676a09f"},
 	{LabelQUICToken, "", "c75d6fd71abd54f198191aea9659f17e40c5651f8ce25ca96a6b00722086ef0f"},
 	{LabelQUICReset, "192.0.2.7", "df8b5805667fcc8051ec2f564fd72f54c867dd4fbb3d3dbadaa293eefc3b5617"},
 	{LabelQUICReset, "2001:db8::7", "aabf99dbec3ffbb512617892f407c8cb9bf4c738acb19a4ec3015b08f9dab932"},
+	{LabelGossip, "", "f1f79a004653a736619a481944e549fabcef75e3e3b1ad5c2220eecae778b711"},
+	{LabelState, "", "909b49075b945bacc68231211d16893063275dbd1ec87128999731095a50e7c7"},
+	{labelID, "", "aa1fc037d60fbc31b5a2b8f4b2e8627d91b06ef1431a80e045e4f93b4b0580ce"},
 }
 
 func TestDeriveGivesTheFixedVectors(t *testing.T) {
@@ -144,6 +146,15 @@ func TestParseReadsWhatRevealWrote(t *testing.T) {
 		if got := parse(t, around+k.Reveal()+around); !got.Equal(k) {
 			t.Errorf("between %q: another key", around)
 		}
+	}
+}
+
+func TestID(t *testing.T) {
+	if got := parse(t, counting).ID(); got != "aa1fc037" { // as the vector begins
+		t.Errorf("ID = %q, want aa1fc037", got)
+	}
+	if numbered(1).ID() == numbered(2).ID() {
+		t.Error("two keys have one ID")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -26,28 +27,33 @@ var ErrOpen = errors.New("not sealed with a key of this site")
 //
 //	key id (1) | nonce (24) | XChaCha20-Poly1305 of the plain text
 //
-// The key id is derived from the key. It is no secret, it only saves trying both keys.
+// The key id is derived from the key. It is no secret, it only saves trying all keys.
 type Sealer struct {
-	keys []sealingKey // newest first
+	keys []sealingKey // newest first; the first seals
 }
 
 type sealingKey struct {
-	id   byte
-	aead func() cipher.AEAD // hidden as in [Key]
+	id    byte
+	aead  func() cipher.AEAD // hidden as in [Key]
+	until time.Time          // zero: it does not end
 }
 
 // Sealer returns the sealer for one use.
 func (r *Ring) Sealer(label Label) *Sealer {
 	s := new(Sealer)
-	ids := r.DeriveAll(label, "key id")
-	for i, k := range r.DeriveAll(label, "seal") {
-		aead, err := chacha20poly1305.NewX(k[:])
-		if err != nil {
-			panic("make sealer: " + err.Error()) // only for wrong key sizes, and where FIPS 140 is enforced
-		}
-		s.keys = append(s.keys, sealingKey{ids[i][0], func() cipher.AEAD { return aead }})
+	for _, k := range r.keys {
+		s.keys = append(s.keys, newSealingKey(k, label, time.Time{}))
 	}
 	return s
+}
+
+func newSealingKey(k Key, label Label, until time.Time) sealingKey {
+	id, key := derive(k, label, "key id"), derive(k, label, "seal")
+	aead, err := chacha20poly1305.NewX(key[:])
+	if err != nil {
+		panic("make sealer: " + err.Error()) // only for wrong key sizes, and where FIPS 140 is enforced
+	}
+	return sealingKey{id[0], func() cipher.AEAD { return aead }, until}
 }
 
 func (Sealer) String() string             { return "[sealer]" }
@@ -72,12 +78,19 @@ func (s *Sealer) Seal(dst, plaintext, additional []byte) []byte {
 // The room behind dst must not overlap sealed. Nothing is allocated if the plain text
 // fits in that room.
 func (s *Sealer) Open(dst, sealed, additional []byte) ([]byte, error) {
+	return s.OpenAt(time.Now(), dst, sealed, additional)
+}
+
+// OpenAt is [Sealer.Open] at a time of the caller's. Only a sealer with past keys looks at
+// it.
+func (s *Sealer) OpenAt(now time.Time, dst, sealed, additional []byte) ([]byte, error) {
 	if len(sealed) < Overhead {
 		return nil, ErrOpen
 	}
-	for _, k := range s.keys {
+	for i := range s.keys {
+		k := &s.keys[i]
 		// Only keys of that id: with any other, the id could be altered unnoticed.
-		if k.id != sealed[0] {
+		if k.id != sealed[0] || !k.until.IsZero() && !now.Before(k.until) {
 			continue
 		}
 		if plain, err := k.aead().Open(dst, sealed[1:head], sealed[head:], additional); err == nil {

@@ -84,18 +84,23 @@ type Config struct {
 
 // Meter measures the load of one node.
 type Meter struct {
-	c         Config
-	elsewhere [MaxRoutes]bool
-	routes    [MaxRoutes]route
-	costs     *costs
-	smooth    atomic.Uint64 // math.Float64bits of the load in per cent
-	parts     atomic.Pointer[Parts]
+	wanted atomic.Pointer[wanted] // replaced whole
+	routes [MaxRoutes]route
+	costs  *costs
+	smooth atomic.Uint64 // math.Float64bits of the load in per cent
+	parts  atomic.Pointer[Parts]
 
 	// Replaced in tests.
 	pressure func() float64 // of the CPUs at this instant, 1 = all are busy and none waits
 	instant  func() float64 // the same, for any goroutine to call
 	guards   func() Guards
 	cpuTime  func() time.Duration // used by this process so far
+}
+
+// wanted is what to measure.
+type wanted struct {
+	Config
+	elsewhere [MaxRoutes]bool
 }
 
 // route is what is counted of one route, in a cache line of its own.
@@ -115,10 +120,8 @@ type Parts struct {
 
 // New returns a meter. It measures nothing until [Meter.Run].
 func New(c Config) *Meter {
-	m := &Meter{c: c, costs: newCosts(), pressure: newPressure(), guards: newGuards(c.Interface), cpuTime: cpuTime}
-	for _, r := range c.Elsewhere {
-		m.elsewhere[place(r)] = true
-	}
+	m := &Meter{costs: newCosts(), pressure: newPressure(), guards: newGuards(c.Interface), cpuTime: cpuTime}
+	m.Set(c)
 	pool := sync.Pool{New: func() any { return newPressure() }}
 	m.instant = func() float64 {
 		p := pool.Get().(func() float64)
@@ -127,6 +130,17 @@ func New(c Config) *Meter {
 	}
 	m.parts.Store(&Parts{})
 	return m
+}
+
+// Set changes what is measured, at once. Requests in progress stay counted, and the costs
+// that were learned of routes stay: if the routes have other numbers now, what is learned
+// from here on corrects them.
+func (m *Meter) Set(c Config) {
+	w := &wanted{Config: c}
+	for _, r := range c.Elsewhere {
+		w.elsewhere[place(r)] = true
+	}
+	m.wanted.Store(w)
 }
 
 func place(route int) int { return min(max(route, 0), MaxRoutes-1) }
@@ -157,8 +171,9 @@ func (m *Meter) Load() balancing.Load {
 // Now returns the load at this instant, not smoothed, as a part of capacity: 1 is full. It
 // is for what must be decided about a single request, and takes about half a microsecond.
 func (m *Meter) Now() float64 {
-	now := m.inProgress()
-	if m.c.Measure == CPU {
+	w := m.wanted.Load()
+	now := m.inProgress(w)
+	if w.Measure == CPU {
 		now = max(now, m.instant())
 	}
 	return now
@@ -184,6 +199,7 @@ func (m *Meter) Run(ctx context.Context) error {
 	var a averages
 	last := time.Now()
 	cost, guard := last, last
+	watched := m.wanted.Load().Interface
 	for {
 		select {
 		case <-ctx.Done():
@@ -200,6 +216,9 @@ func (m *Meter) Run(ctx context.Context) error {
 		}
 		if now.Sub(guard) >= guardEvery {
 			guard = now
+			if name := m.wanted.Load().Interface; name != watched {
+				watched, m.guards = name, newGuards(name)
+			}
 			a.guards = m.guards()
 			m.parts.Store(&Parts{CPU: 100 * a.cpu, Requests: 100 * a.requests, Lag: 100 * a.lag, Guards: a.guards})
 		}
@@ -215,11 +234,12 @@ func (m *Meter) step(a *averages, passed time.Duration) {
 	keep := math.Exp(-passed.Seconds() / Tau.Seconds())
 	mix := func(was, now float64) float64 { return now + (was-now)*keep }
 	a.cpu = mix(a.cpu, m.pressure())
-	a.requests = mix(a.requests, m.inProgress())
+	w := m.wanted.Load()
+	a.requests = mix(a.requests, m.inProgress(w))
 	a.lag = mix(a.lag, max(0, (passed-2*sample).Seconds()/lagFull.Seconds()))
 
 	load := a.requests
-	if m.c.Measure == CPU {
+	if w.Measure == CPU {
 		load = max(load, a.cpu, a.guards.Machine/100)
 	}
 	load = max(load, a.lag, a.guards.worst()/100)
@@ -227,22 +247,22 @@ func (m *Meter) step(a *averages, passed time.Duration) {
 }
 
 // inProgress returns the requests in progress as a part of the full number.
-func (m *Meter) inProgress() float64 {
-	if m.c.Full <= 0 {
+func (m *Meter) inProgress(w *wanted) float64 {
+	if w.Full <= 0 {
 		return 0
 	}
 	sum := 0.0
 	for i := range m.routes {
 		n := m.routes[i].inFlight.Load()
 		switch {
-		case n == 0, m.c.Measure == CPU && m.elsewhere[i]:
-		case m.c.Measure == Requests:
+		case n == 0, w.Measure == CPU && w.elsewhere[i]:
+		case w.Measure == Requests:
 			sum += float64(n)
 		default:
 			sum += float64(n) * m.costs.weight(i)
 		}
 	}
-	return sum / m.c.Full
+	return sum / w.Full
 }
 
 // learn lets the costs of the routes follow what was used since the last time.

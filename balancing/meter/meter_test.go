@@ -42,6 +42,53 @@ func within(t *testing.T, what string, m *Meter, low, high float64) {
 	}
 }
 
+// TestSetCountsAtOnce: requests in progress go on being counted, by what is wanted now.
+func TestSetCountsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := still(Config{Measure: Requests, Full: 20})
+		var looked atomic.Int64
+		m.guards = func() Guards {
+			looked.Add(1)
+			return Guards{}
+		}
+		defer run(t, m)()
+		for i := range 10 {
+			m.Begin(i % 2)
+		}
+		time.Sleep(10 * Tau)
+		within(t, "10 of 20", m, 49, 51)
+		for _, step := range []struct {
+			name string
+			c    Config
+			want float64
+		}{
+			{"10 of 10", Config{Measure: Requests, Full: 10}, 100},
+			{"no bound", Config{Measure: Requests}, 0},
+			{"half of them elsewhere", Config{Measure: CPU, Full: 10, Elsewhere: []int{1}}, 50},
+			{"none elsewhere", Config{Measure: CPU, Full: 10}, 100},
+		} {
+			m.Set(step.c)
+			if got := 100 * m.Now(); math.Abs(got-step.want) > 1 {
+				t.Errorf("%s: at this instant %.1f, want %.1f", step.name, got, step.want)
+			}
+			time.Sleep(10 * Tau)
+			within(t, step.name, m, step.want-1, step.want+1)
+		}
+		for i := range 10 {
+			m.End(i % 2)
+		}
+		if n := m.InFlight(); n != 0 {
+			t.Errorf("in flight: %d, want 0", n)
+		}
+		before := looked.Load()
+		m.Set(Config{Measure: Requests, Full: 10, Interface: "nosuch0"})
+		time.Sleep(3 * guardEvery)
+		if n := looked.Load(); before == 0 || n != before {
+			t.Errorf("the guards of the interface before were asked %d times, and then %d times more", before, n-before)
+		}
+	})
+}
+
 // TestLoadFollowsRequestsInProgress is the number of requests of S202.
 func TestLoadFollowsRequestsInProgress(t *testing.T) {
 	for _, measure := range []Measure{CPU, Requests, Weighted} {

@@ -35,7 +35,7 @@ func (c balancingShowCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	settings, err := node.ReadSettings(ctx, dir)
+	settings, err := node.Client(dir).Settings(ctx)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (c balancingSetCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	settings, err := node.ChangeSettings(ctx, dir, changes)
+	settings, err := node.Client(dir).ChangeSettings(ctx, changes)
 	if err != nil {
 		return fmt.Errorf("change %s: %w", strings.Join(slices.Sorted(maps.Keys(changes)), ", "), err)
 	}
@@ -107,7 +107,7 @@ func (c balancingResetCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	settings, err := node.ResetSettings(ctx, dir)
+	settings, err := node.Client(dir).ResetSettings(ctx)
 	if err != nil {
 		return err
 	}

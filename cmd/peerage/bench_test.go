@@ -185,7 +185,7 @@ func startSite(b *testing.B, s sim.Scenario) *realSite {
 func (r *realSite) ready(n *realNode) bool {
 	ctx, cancel := context.WithTimeout(r.b.Context(), time.Second)
 	defer cancel()
-	st, err := node.ReadStatus(ctx, n.dir)
+	st, err := node.Client(n.dir).Status(ctx)
 	if err != nil || !slices.Contains(st.Listening, n.vip) {
 		return false
 	}
@@ -270,7 +270,7 @@ func (r *realSite) startNode(n *realNode) {
 func (r *realSite) tell() {
 	for _, n := range r.nodes {
 		ctx, cancel := context.WithTimeout(r.b.Context(), time.Second)
-		st, err := node.ReadStatus(ctx, n.dir)
+		st, err := node.Client(n.dir).Status(ctx)
 		cancel()
 		if err != nil {
 			r.b.Errorf("status of %s: %v", n.name, err)

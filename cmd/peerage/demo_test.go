@@ -207,7 +207,7 @@ func (d *running) status(name string) *node.Status {
 }
 
 // eventually asks until the answer is good or a minute is over.
-func eventually(t *testing.T, what string, good func() bool) {
+func eventually(t testing.TB, what string, good func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -158,19 +157,24 @@ func tell(w io.Writer, n *setup.First) error {
 		}
 	}
 	t.Flush()
-	config, dir := "", ""
-	if n.NodePath != usualConfig {
-		config = " --config " + shellWord(n.NodePath)
-	}
+	dir := ""
 	if n.DataDir != usualData {
 		dir = " --dir " + shellWord(n.DataDir)
 	}
 	fmt.Fprintf(&b, "\nNext:\n  peerage site check %s\n  peerage run%s\n  peerage status%s\n  %s\n",
-		shellWord(n.SitePath()), config, dir, curl(n))
+		shellWord(n.SitePath()), configFlag(n.NodePath), dir, curl(n))
 	tellDNS(&b, n)
 	tellSecond(&b, n)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// configFlag is what names a node file on the command line, if that is necessary.
+func configFlag(path string) string {
+	if path == usualConfig {
+		return ""
+	}
+	return " --config " + shellWord(path)
 }
 
 // curl is a line that asks the node for its first host.
@@ -204,18 +208,19 @@ func tellDNS(w io.Writer, n *setup.First) {
 }
 
 func tellSecond(w io.Writer, n *setup.First) {
-	pages := ""
-	if n.PagePath() != "" {
-		pages = ", and the directory " + filepath.Base(n.Pages())
+	dir := ""
+	if n.DataDir != usualData {
+		dir = " --dir " + shellWord(n.DataDir)
 	}
 	fmt.Fprintf(w, `
 A second node:
-  1. Add it below 'nodes' in site.yaml, with its host address and VIPs of its own.
-  2. Copy site.yaml, site.key and %s%s
-     from %s into its data directory, to be read by their owner alone.
-  3. Copy node.yaml as well; there, change 'name' and 'address'.
-  4. Start the nodes again, one after another, this one too. Their clocks must agree.
-`, filepath.Base(n.CAPath()), pages, n.DataDir)
+  1. Here, while this one runs: peerage token create%s
+  2. There: peerage join --token TOKEN --name n2 --vip ADDR
+`, dir)
+	if n.PagePath() != "" {
+		fmt.Fprintf(w, "  3. Copy %s there, to the same place.\n", n.Pages())
+	}
+	fmt.Fprintln(w, "Their clocks must agree.")
 }
 
 // shellWord writes a file name so that a shell takes it for one word.

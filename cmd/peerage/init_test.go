@@ -167,31 +167,13 @@ func TestInit(t *testing.T) {
 		}
 	})
 
-	t.Run("a second node", func(t *testing.T) {
-		edit(t, document, "# n2: {address: 192.0.2.2, vips: [192.0.2.12]}", "n2: {address: 127.0.0.32, vips: [127.0.0.42]}")
-		other := filepath.Join(dir, "n2")
-		if err := os.Mkdir(other, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{"site.yaml", "site.key", "ca.sealed", "www"} {
-			sh(t, "cp -a "+filepath.Join(data, name)+" "+other)
-		}
-		otherConfig := filepath.Join(dir, "node2.yaml")
-		sh(t, "cp "+config+" "+otherConfig)
-		edit(t, otherConfig, "name: n1", "name: n2")
-		edit(t, otherConfig, "address: 127.0.0.31", "address: 127.0.0.32")
-		edit(t, otherConfig, "data_dir: "+data, "data_dir: "+other) // one machine for both
+	t.Run("the document is there to be edited", func(t *testing.T) {
+		edit(t, document, "balancing: {light: 50, margin: 20}", "balancing: {light: 60, margin: 20}")
 		runNode(t, config)
-		runNode(t, otherConfig)
-		for _, d := range []string{data, other} {
-			eventually(t, "each node holds its VIP", func() bool { return holdsAll(t, d, 2) })
-		}
-		curl := regexp.MustCompile(`(?m)^  curl .*$`).FindString(told)
-		curl = strings.Replace(curl, "127.0.0.41", "127.0.0.42", 1)
-		// A busy machine makes it send the client to n1.
-		if out := sh(t, curl); !strings.Contains(out, "<h1>It works</h1>") && !strings.Contains(out, "https://n1.www.init.test:8443/") {
-			t.Errorf("%s\n%s", curl, out)
-		}
+		eventually(t, "the site follows the file", func() bool {
+			st := nodeStatus(t, data)
+			return st != nil && st.View.Settings.Light == 60 && st.Agreed.Document.Head.Number == 2
+		})
 	})
 }
 

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"peerage/appliance/node"
+	"peerage/balancing/heartbeat"
 )
 
 // lanDocument is the site document of the LAN; the test fills in how reports go.
@@ -81,12 +82,16 @@ func (l *lan) document(exchange, channel string) {
 	l.t.Helper()
 	for _, n := range l.nodes {
 		path := filepath.Join(n.data(), "site.yaml")
-		writeFile(l.t, path, fmt.Sprintf(lanDocument, exchange, channel, filepath.Join(l.nodes[0].data(), "www")), 0o644)
+		writeFile(l.t, path, l.text(exchange, channel), 0o644)
 		n.run(l.t, binary, "site", "check", path)
 	}
 }
 
-func readFile(t *testing.T, path string) string {
+func (l *lan) text(exchange, channel string) string {
+	return fmt.Sprintf(lanDocument, exchange, channel, filepath.Join(l.nodes[0].data(), "www"))
+}
+
+func readFile(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -95,7 +100,7 @@ func readFile(t *testing.T, path string) string {
 	return string(b)
 }
 
-func writeFile(t *testing.T, path, text string, mode os.FileMode) {
+func writeFile(t testing.TB, path, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
 		t.Fatal(err)
@@ -167,7 +172,7 @@ func (l *lan) awaitNeighbours(n *lanNode) {
 // TestLAN is a site on a LAN as it is meant: real addresses that move between machines,
 // clients on a machine of their own, and what goes wrong with machines and cables.
 func TestLAN(t *testing.T) {
-	l := newLAN(t)
+	l := newLAN(t, 3)
 	l.setUp()
 	n1, n2, n3 := l.nodes[0], l.nodes[1], l.nodes[2]
 	ca := filepath.Join(n1.dir, "ca.pem")
@@ -412,21 +417,19 @@ func TestLAN(t *testing.T) {
 		}
 	})
 
-	for _, n := range l.nodes {
-		n.end()
-	}
 	for _, test := range []struct{ exchange, channel string }{{"multicast", "internal"}, {"query", "internal"}, {"query", "public"}} {
 		t.Run("reports by "+test.exchange+" over the "+test.channel+" network", func(t *testing.T) {
-			l.document(test.exchange, test.channel)
-			before := map[string]int{public: l.taps[public].of("udp 7947"), internal: l.taps[internal].of("udp 7947")}
-			for _, n := range l.nodes {
-				n.start()
-			}
+			l.apply(test.exchange, test.channel)
 			l.awaitHome()
+			l.awaitReports(4) // what was under way has passed
+			passed := map[string]int{public: l.taps[public].of("udp 7947"), internal: l.taps[internal].of("udp 7947")}
+			before := l.reports()
+			l.awaitReports(10)
+			after := l.reports()
 			for _, n := range l.nodes {
-				r := n.status().Guard.Reports
-				if r.Accepted == 0 || (r.Own > 0) != (test.exchange == "multicast") || (r.Asked > 0) != (test.exchange == "query") {
-					t.Errorf("reports of %s: %+v", n.name, r)
+				own, asked := after[n].Own-before[n].Own, after[n].Asked-before[n].Asked
+				if (own > 0) != (test.exchange == "multicast") || (asked > 0) != (test.exchange == "query") {
+					t.Errorf("reports of %s: %+v, before %+v", n.name, after[n], before[n])
 				}
 			}
 			if test.channel == "internal" {
@@ -439,16 +442,51 @@ func TestLAN(t *testing.T) {
 				l.cable("n1", public, true)
 				l.awaitHome()
 			}
-			for _, n := range l.nodes {
-				n.end()
-			}
-			for name, was := range before {
-				if passed := l.taps[name].of("udp 7947") - was; (passed > 0) != (name == "eth0" && test.channel == "public" || name == "eth1" && test.channel == "internal") {
-					t.Errorf("%d packets of reports passed %s", passed, name)
+			for name, was := range passed {
+				if more := l.taps[name].of("udp 7947") - was; (more > 0) != (name == "eth0" && test.channel == "public" || name == "eth1" && test.channel == "internal") {
+					t.Errorf("%d packets of reports passed %s", more, name)
 				}
 			}
 		})
 	}
+}
+
+// reports returns what each node has counted of its reports.
+func (l *lan) reports() map[*lanNode]heartbeat.Counters {
+	l.t.Helper()
+	all := map[*lanNode]heartbeat.Counters{}
+	for _, n := range l.nodes {
+		eventually(l.t, n.name+" answers", func() bool {
+			st := n.status()
+			if st != nil {
+				all[n] = st.Guard.Reports
+			}
+			return st != nil
+		})
+	}
+	return all
+}
+
+// awaitReports waits until each node has heard that many more reports.
+func (l *lan) awaitReports(more uint64) {
+	l.t.Helper()
+	before := l.reports()
+	for _, n := range l.nodes {
+		eventually(l.t, n.name+" hears reports", func() bool {
+			st := n.status()
+			return st != nil && st.Guard.Reports.Accepted >= before[n].Accepted+more
+		})
+	}
+}
+
+// apply changes how the reports of the site go while it runs.
+func (l *lan) apply(exchange, channel string) {
+	l.t.Helper()
+	path := filepath.Join(l.t.TempDir(), "site.yaml")
+	writeFile(l.t, path, l.text(exchange, channel), 0o644)
+	l.nodes[0].run(l.t, binary, "site", "apply", path, "--dir", l.nodes[0].data())
+	// Else the site would go back when a node falls sick, as one is about to.
+	l.nodes[0].run(l.t, binary, "site", "confirm", "--dir", l.nodes[0].data())
 }
 
 // answers reports whether a client is served at the address.

@@ -33,7 +33,7 @@ import (
 )
 
 // What follows makes a LAN of network namespaces, as operations.md has it: a client and
-// three nodes on a public bridge, the nodes on an internal one too. All of it lies in the
+// the nodes on a public bridge, the nodes on an internal one too. All of it lies in the
 // namespace that TestMain has made, and ends with it.
 
 const (
@@ -128,7 +128,7 @@ type logLine struct {
 	line  string
 }
 
-func newLAN(t *testing.T) *lan {
+func newLAN(t *testing.T, nodes int) *lan {
 	if os.Getenv("PEERAGE_TEST_NAMESPACE") == "" {
 		t.Skip("a LAN needs a network namespace, and there is none")
 	}
@@ -154,7 +154,7 @@ func newLAN(t *testing.T) *lan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 3 {
+	for i := range nodes {
 		k := i + 1
 		n := &lanNode{namespace: newNamespace(t), t: t, name: fmt.Sprint("n", k), dir: t.TempDir()}
 		l.plug(n.namespace, n.name, public, fmt.Sprintf("192.0.2.%d/24", k), fmt.Sprintf("2001:db8::%d/64", k))
@@ -248,17 +248,27 @@ func (l *lan) cable(host, name string, plugged bool) {
 // nothing on, while the carrier stays.
 func (l *lan) isolate(host, name string, isolated bool) {
 	l.t.Helper()
+	to := bridgeOf(name)
+	if isolated {
+		to = ""
+	}
+	l.move(host, name, to)
+}
+
+// move takes the port of a host to a bridge, or "" for none.
+func (l *lan) move(host, name, to string) {
+	l.t.Helper()
 	port, err := netlink.LinkByName(host + "-" + name)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	bridge, err := netlink.LinkByName(bridgeOf(name))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	master := bridge.Attrs().Index
-	if isolated {
-		master = 0
+	master := 0
+	if to != "" {
+		bridge, err := netlink.LinkByName(to)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		master = bridge.Attrs().Index
 	}
 	if err := netlink.LinkSetMasterByIndex(port, master); err != nil {
 		l.t.Fatal(err)
@@ -270,7 +280,13 @@ type tap struct {
 	mu   sync.Mutex
 	seen map[string]int    // "udp 7947"
 	last map[string][]byte // the latest report, by the sender's address
+
+	record *os.File // for all that passes; nil for no record
+	size   int
 }
+
+// maxRecord bounds a record, in octets.
+const maxRecord = 512 << 20
 
 func (p *tap) listen(t *testing.T, port string) {
 	ifi, err := net.InterfaceByName(port)
@@ -288,17 +304,28 @@ func (p *tap) listen(t *testing.T, port string) {
 	})
 	go func() {
 		defer close(over)
-		b := make([]byte, 2048)
+		b := make([]byte, 64<<10)
 		for {
 			n, _, err := c.ReadFrom(b)
 			switch {
 			case err == nil:
+				p.keep(b[:n])
 				p.count(b[:n])
 			case !errors.Is(err, unix.ENETDOWN): // a cable that is pulled may come back
 				return
 			}
 		}
 	}()
+}
+
+// keep records a packet.
+func (p *tap) keep(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.record != nil && p.size < maxRecord {
+		p.record.Write(b)
+		p.size += len(b)
+	}
 }
 
 // count takes one IPv4 or IPv6 packet without extensions.
@@ -416,7 +443,7 @@ func (n *lanNode) end() {
 		return
 	}
 	n.signal(syscall.SIGTERM)
-	<-n.ended
+	n.awaitEnd()
 	if n.t.Failed() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -425,6 +452,22 @@ func (n *lanNode) end() {
 		}
 		n.log = nil
 	}
+}
+
+// awaitEnd waits for a node that has been told to end. One that does not tells what it
+// does, and is killed.
+func (n *lanNode) awaitEnd() {
+	n.t.Helper()
+	for _, s := range []os.Signal{syscall.SIGQUIT, syscall.SIGKILL} {
+		select {
+		case <-n.ended:
+			return
+		case <-time.After(time.Minute):
+			n.t.Errorf("%s does not end", n.name)
+			n.signal(s)
+		}
+	}
+	<-n.ended
 }
 
 // lines returns the log so far of all starts.
@@ -438,7 +481,7 @@ func (n *lanNode) lines() []logLine {
 func (n *lanNode) status() *node.Status {
 	ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Second)
 	defer cancel()
-	st, err := node.ReadStatus(ctx, n.data())
+	st, err := node.Client(n.data()).Status(ctx)
 	if err != nil {
 		return nil
 	}

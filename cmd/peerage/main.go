@@ -20,10 +20,17 @@ import (
 type cli struct {
 	Demo      demoCmd      `cmd:"" help:"Run a whole site on loopback: no privileges, no configuration."`
 	Init      initCmd      `cmd:"" help:"Set up the first node of a new site."`
+	Join      joinCmd      `cmd:"" help:"Make this machine a further node of a site."`
 	Run       runCmd       `cmd:"" help:"Run this node until SIGTERM or Ctrl-C."`
 	Status    statusCmd    `cmd:"" help:"Show the nodes, their load, and who answers for which VIP."`
-	Site      siteCmd      `cmd:"" help:"Check, show and explain the site document."`
+	Site      siteCmd      `cmd:"" help:"Check, show, explain and change the site document."`
 	Balancing balancingCmd `cmd:"" help:"Show and change how the site balances, while it runs."`
+	Token     tokenCmd     `cmd:"" help:"Make and revoke the tokens with which nodes join."`
+	Node      nodeCmd      `cmd:"" help:"Take nodes out of the site, and rename them."`
+	Leave     leaveCmd     `cmd:"" help:"Take this node out of its site."`
+	Key       keyCmd       `cmd:"" help:"Replace the site key."`
+	Backup    backupCmd    `cmd:"" help:"Write all that this node is into a file."`
+	Restore   restoreCmd   `cmd:"" help:"Make a node again from its backup."`
 	Sim       simCmd       `cmd:"" help:"Simulate a site, and compare ways to balance it."`
 	Load      loadCmd      `cmd:"" help:"Send visitors to a site of the lab, and tell what they meet."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`

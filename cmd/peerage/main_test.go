@@ -17,7 +17,8 @@ import (
 var binary string
 
 // TestMain runs the tests in a network namespace of their own, so that a demo's fixed
-// ports are free whatever else runs on the machine, and no test can reach out. No
+// ports are free whatever else runs on the machine, and no test can reach out; and in a
+// mount namespace, so that a test can have a small disk. No
 // privileges are needed: the namespace comes with a user namespace.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) {
 			cmd.Env = append(os.Environ(), inside+"=1")
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 			cmd.SysProcAttr = &syscall.SysProcAttr{
-				Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+				Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
 				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
 				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 				Pdeathsig:   syscall.SIGKILL,

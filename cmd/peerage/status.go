@@ -80,7 +80,7 @@ func readStatus(ctx context.Context, dir string) (*node.Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	return node.ReadStatus(ctx, found)
+	return node.Client(found).Status(ctx)
 }
 
 // findNode returns the data directory of the first node that answers of those that dir,
@@ -100,7 +100,7 @@ func findNode(ctx context.Context, dir string) (string, error) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := node.ReadSettings(ctx, d)
+		_, err := node.Client(d).Settings(ctx)
 		cancel()
 		if err == nil {
 			return d, nil
@@ -150,11 +150,51 @@ func printStatus(w io.Writer, st *node.Status) {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", v.Address, v.Home, holder)
 	}
 	t.Flush()
+	if st.Agreed != nil {
+		printAgreed(w, st)
+	}
 	if st.Guard != nil {
 		for _, a := range st.Guard.Amiss {
 			fmt.Fprintf(w, "\n%s is degraded: %s\n", st.Node, a)
 		}
 	}
+}
+
+// printAgreed shows what the nodes agree on, and who does not follow.
+func printAgreed(w io.Writer, st *node.Status) {
+	d, k := &st.Agreed.Document, &st.Agreed.Key
+	if d.Head == nil {
+		fmt.Fprintln(w, "\nsite document: not heard of yet")
+		return
+	}
+	fmt.Fprintf(w, "\nsite document: revision %d (%s) by %s, %s", d.Head.Number, d.Head.ID.Short(), d.Head.Author, d.Head.State)
+	if !d.Head.ConfirmBy.IsZero() {
+		fmt.Fprintf(w, "; rolled back at %s unless confirmed", d.Head.ConfirmBy.Local().Format(time.TimeOnly))
+	} else if d.Head.Comment != "" {
+		fmt.Fprintf(w, ": %s", oneLine(d.Head.Comment))
+	}
+	fmt.Fprintln(w)
+	for _, n := range d.Nodes {
+		if n.ID == d.Head.ID || st.View.Node(n.Node) == nil {
+			continue
+		}
+		fmt.Fprintf(w, "  %s serves revision %d", n.Node, n.Number)
+		if n.Failed != "" {
+			fmt.Fprintf(w, ": %s", oneLine(n.Failed))
+		}
+		fmt.Fprintln(w)
+	}
+	for _, p := range d.Pending {
+		fmt.Fprintf(w, "  revision %d (%s) by %s: %s\n", p.Number, p.ID.Short(), p.Author, p.State)
+	}
+	for _, c := range d.Conflicts {
+		fmt.Fprintf(w, "  revision %d (%s) by %s was made apart from it: see 'peerage site history'\n", c.Number, c.ID.Short(), c.Author)
+	}
+	fmt.Fprintf(w, "site key: %s, %s", k.Key, k.Phase)
+	if len(k.Waiting) > 0 {
+		fmt.Fprintf(w, ", waiting for %s", join(k.Waiting))
+	}
+	fmt.Fprintln(w)
 }
 
 func text(a interface{ IsValid() bool }) string {

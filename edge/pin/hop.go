@@ -61,7 +61,7 @@ func (r *Ring) openHop(value string, now time.Time) (Hop, error) {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	s.cookie = append(s.cookie[:0], hopName...)
-	if err := r.open(s, value, hopHead); err != nil {
+	if err := r.open(s, value, hopHead, now); err != nil {
 		return Hop{}, err
 	}
 	h := Hop{

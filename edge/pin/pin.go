@@ -57,28 +57,27 @@ func (r Reason) String() string {
 
 func (r Reason) Error() string { return "open pin: " + r.String() }
 
-// sealer seals with the site's keys, newest first.
+// sealer seals with the site's newest key, and opens with all that are good at now; see
+// [keys.Ring.PinSealer].
 type sealer interface {
 	Seal(dst, plaintext, additional []byte) []byte
-	Open(dst, sealed, additional []byte) ([]byte, error)
+	OpenAt(now time.Time, dst, sealed, additional []byte) ([]byte, error)
 }
 
 // Ring seals and opens the pins and hop markers of one site.
 type Ring struct {
 	sealer sealer
-	key    [32]byte
 	site   string
 }
 
-// NewRing returns a ring for the site of that name. key hides the names of rules in the
-// names of cookies; it must be the same on all nodes.
-func NewRing(s sealer, key [32]byte, site string) *Ring {
-	return &Ring{sealer: s, key: key, site: site}
+// NewRing returns a ring for the site of that name.
+func NewRing(s sealer, site string) *Ring {
+	return &Ring{sealer: s, site: site}
 }
 
 const (
 	prefix     = "__Secure-pg-"
-	nameDigits = 6 // of the keyed hash of a rule, after prefix
+	nameDigits = 6 // of the hash of site and rule, after prefix
 
 	version  = 1   // first octet under the seal
 	pinHead  = 13  // octets of a pin before the owner: version, incarnation, born, seen
@@ -89,13 +88,14 @@ const (
 // encoding has one spelling for each value, so that nobody can vary a cookie.
 var encoding = base64.RawURLEncoding.Strict()
 
-// Name returns the name of the cookie for the rule of that name.
+// Name returns the name of the cookie for the rule of that name. No key has a part in it:
+// a site that changes its key must find the cookies that it has set.
 func (r *Ring) Name(rule string) string { return string(r.appendName(nil, rule)) }
 
 func (r *Ring) appendName(dst []byte, rule string) []byte {
-	// A plain keyed hash is enough: cut to six characters it cannot be extended.
 	var buf [128]byte
-	sum := sha256.Sum256(append(append(buf[:0], r.key[:]...), rule...))
+	b := append(append(buf[:0], r.site...), 0) // which no site has in its name
+	sum := sha256.Sum256(append(b, rule...))
 	var text [8]byte
 	encoding.Encode(text[:], sum[:6])
 	return append(append(dst, prefix...), text[:nameDigits]...)
@@ -120,7 +120,7 @@ func (r *Ring) Open(rule Rule, value string, now time.Time) (Pin, error) {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	s.cookie = r.appendName(s.cookie[:0], rule.Name)
-	if err := r.open(s, value, pinHead); err != nil {
+	if err := r.open(s, value, pinHead, now); err != nil {
 		return Pin{}, err
 	}
 	p := Pin{
@@ -155,7 +155,7 @@ func (r *Ring) seal(s *scratch) string {
 
 // open leaves in s.plain what value, of the cookie named s.cookie, holds: at least head
 // octets, the first of which is the version.
-func (r *Ring) open(s *scratch, value string, head int) error {
+func (r *Ring) open(s *scratch, value string, head int, now time.Time) error {
 	// The decoder would skip line ends.
 	if value == "" || len(value) > maxValue || strings.ContainsAny(value, "\r\n") {
 		return Garbled
@@ -165,7 +165,7 @@ func (r *Ring) open(s *scratch, value string, head int) error {
 	if s.sealed, err = encoding.AppendDecode(s.sealed[:0], s.text); err != nil {
 		return Garbled
 	}
-	plain, err := r.sealer.Open(s.plain[:0], s.sealed, r.additional(s))
+	plain, err := r.sealer.OpenAt(now, s.plain[:0], s.sealed, r.additional(s))
 	if err != nil {
 		return Foreign
 	}

@@ -43,7 +43,7 @@ func (b box) Seal(dst, plaintext, additional []byte) []byte {
 
 var errSealed = errors.New("does not open")
 
-func (b box) Open(dst, sealed, additional []byte) ([]byte, error) {
+func (b box) OpenAt(_ time.Time, dst, sealed, additional []byte) ([]byte, error) {
 	if len(sealed) < chacha20poly1305.NonceSizeX {
 		return nil, errSealed
 	}
@@ -58,7 +58,7 @@ func (b box) Open(dst, sealed, additional []byte) ([]byte, error) {
 
 func newRing(t testing.TB, keys ...byte) *Ring {
 	t.Helper()
-	return NewRing(newBox(t, keys...), [32]byte{1}, "example")
+	return NewRing(newBox(t, keys...), "example")
 }
 
 var (
@@ -123,7 +123,7 @@ func TestOpenSaysWhyNot(t *testing.T) {
 		{"too short", r, bank, "AAAA", 0, Foreign},
 		{"not sealed", r, bank, unsealed, 0, Foreign},
 		{"other key", newRing(t, 2), bank, value, 0, Foreign},
-		{"other site", NewRing(newBox(t, 1), [32]byte{1}, "other"), bank, value, 0, Foreign},
+		{"other site", NewRing(newBox(t, 1), "other"), bank, value, 0, Foreign},
 		{"row 41 other rule", r, Rule{Name: "shop"}, value, 0, Foreign},
 		{"key rotated", newRing(t, 3, 2, 1), bank, value, 0, nil},
 		{"row 42 key rotated out", newRing(t, 4, 3, 2), bank, value, 0, Foreign},
@@ -159,17 +159,21 @@ func TestOpenRefusesAnyFlippedBit(t *testing.T) {
 	})
 }
 
-func TestNameHidesTheRule(t *testing.T) {
-	r, other := newRing(t, 1), NewRing(newBox(t, 1), [32]byte{2}, "example")
+func TestName(t *testing.T) {
+	r, site := newRing(t, 1), NewRing(newBox(t, 1), "other")
 	name := r.Name("bank")
 	if len(name) != len(prefix)+nameDigits || !strings.HasPrefix(name, prefix) {
 		t.Errorf("Name(bank) = %q, want %d characters after %s", name, nameDigits, prefix)
 	}
-	if name != r.Name("bank") || name == r.Name("shop") || name == other.Name("bank") {
-		t.Errorf("Name: bank %q, shop %q, bank under another key %q", name, r.Name("shop"), other.Name("bank"))
+	if name != r.Name("bank") || name == r.Name("shop") || name == site.Name("bank") {
+		t.Errorf("Name: bank %q, shop %q, bank of another site %q", name, r.Name("shop"), site.Name("bank"))
 	}
 	if long := r.Name(strings.Repeat("x", 1000)); len(long) != len(name) {
 		t.Errorf("Name of a long rule = %q", long)
+	}
+	// All versions must give the same, or pins would be lost.
+	if want := prefix + "ecvVlZ"; name != want {
+		t.Errorf("Name(bank) = %q, want %q", name, want)
 	}
 }
 
@@ -243,7 +247,7 @@ func TestFind(t *testing.T) {
 
 func TestFindOpensNoMoreThanEight(t *testing.T) {
 	counter := &countingBox{box: newBox(t, 1)}
-	r := NewRing(counter, [32]byte{1}, "example")
+	r := NewRing(counter, "example")
 	one := r.Name("bank") + "=" + strings.Repeat("A", 100)
 	if _, err := r.Find(header(strings.Split(strings.Repeat(one+" ", 50), " ")...), bank, start); err != Foreign {
 		t.Errorf("Find = %v, want %v", err, Foreign)
@@ -258,9 +262,9 @@ type countingBox struct {
 	opened int
 }
 
-func (c *countingBox) Open(dst, sealed, additional []byte) ([]byte, error) {
+func (c *countingBox) OpenAt(now time.Time, dst, sealed, additional []byte) ([]byte, error) {
 	c.opened++
-	return c.box.Open(dst, sealed, additional)
+	return c.box.OpenAt(now, dst, sealed, additional)
 }
 
 func TestRefresh(t *testing.T) {

@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -110,7 +112,16 @@ func (ca *CA) MarshalKey() (pkcs8 []byte) {
 
 // String names the CA and the SHA-256 fingerprint of its certificate.
 func (ca *CA) String() string {
-	return fmt.Sprintf("%s sha256:%x", ca.cert.Subject.CommonName, sha256.Sum256(ca.cert.Raw))
+	return fmt.Sprintf("%s sha256:%s", ca.cert.Subject.CommonName, ca.Fingerprint())
+}
+
+// Fingerprint returns the SHA-256 of the root certificate in hexadecimal digits, by which
+// a node that joins knows the site; see [JoinClient].
+func (ca *CA) Fingerprint() string { return fingerprint(ca.cert) }
+
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // Format writes [CA.String] whatever the verb, lest one of them shows the key.
@@ -129,9 +140,10 @@ type Request struct {
 	IPs    []netip.Addr  // addresses
 	Client bool          // good for the client's side of mutual TLS too
 	Life   time.Duration // from now on; 0 is seven days. Never longer than the CA's
+	Key    crypto.Signer `json:"-"` // that the certificate is for; nil for a new one of the curve P-256
 }
 
-// Leaf makes a key and a certificate for it. The certificate is valid since an hour
+// Leaf makes a certificate, and unless it is given the key for it. The certificate is valid since an hour
 // ago. It fails if r is not well-formed, or the CA's own life is over. A clock that is
 // before the CA's birth is taken for wrong, and the leaf's life begins with the CA's.
 func (ca *CA) Leaf(now time.Time, r Request) (*tls.Certificate, error) {
@@ -165,16 +177,39 @@ func (ca *CA) Leaf(now time.Time, r Request) (*tls.Certificate, error) {
 	if r.Client {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("issue a certificate for %s: %w", r, err)
+	key := conceal(r.Key)
+	if key == nil {
+		var err error
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return nil, fmt.Errorf("issue a certificate for %s: %w", r, err)
+		}
 	}
-	leaf, err := create(template, ca.cert, &key.PublicKey, ca.key)
+	leaf, err := create(template, ca.cert, key.Public(), ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate for %s: %w", r, err)
 	}
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
+
+// signer is a private key of somebody else's, of which nothing shows: those of some kinds
+// are mere octets, which fmt would print.
+type signer struct{ key func() crypto.Signer }
+
+func conceal(k crypto.Signer) crypto.Signer {
+	if k == nil {
+		return nil
+	}
+	return signer{func() crypto.Signer { return k }}
+}
+
+func (s signer) Public() crypto.PublicKey { return s.key().Public() }
+
+func (s signer) Sign(rand io.Reader, digest []byte, o crypto.SignerOpts) ([]byte, error) {
+	return s.key().Sign(rand, digest, o)
+}
+
+// Format writes [Request.String] whatever the verb, lest one of them shows the key.
+func (r Request) Format(f fmt.State, _ rune) { io.WriteString(f, r.String()) }
 
 // String lists the names and addresses.
 func (r Request) String() string {
@@ -193,7 +228,7 @@ func later(a, b time.Time) time.Time {
 }
 
 // create signs template, and reads the result back in.
-func create(template, parent *x509.Certificate, public *ecdsa.PublicKey, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
+func create(template, parent *x509.Certificate, public crypto.PublicKey, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
@@ -17,8 +18,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"peerage/balancing"
 )
 
 func TestLeafVerifiesAgainstTheCA(t *testing.T) {
@@ -171,28 +170,39 @@ func TestNothingPrintsAKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slot := (*m.slots.Load())[subject{name: "www.example.com"}]
-	server, client, err := PeerConfig(ca, "n1", []balancing.NodeID{"n2"})
+	public := (*m.slots.Load())[subject{name: "www.example.com"}]
+	_, identity, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+	server, client, err := PeerConfig(ca, "n1", PeerOptions{Key: identity})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := server.GetCertificate(hello("n1.peers.internal", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers := &slot{ca: ca, req: Request{Key: conceal(identity)}}
 
 	var out strings.Builder
-	for _, v := range []any{ca, *ca, m, m.c, slot, slot.cur.Load(), leaf, *leaf, ServerConfig(m.GetCertificate, Modern), server, client("n2")} {
+	for _, v := range []any{ca, *ca, m, m.c, public, public.cur.Load(), leaf, *leaf, ServerConfig(m.GetCertificate, Modern), server, client("n2"), own, *own, peers, Request{Key: identity}} {
 		fmt.Fprintf(&out, "%v %+v %#v %s %x %d\n", v, v, v, v, v, v)
 		slog.New(slog.NewTextHandler(&out, nil)).Info("x", "v", v)
 	}
 	// The key of a tls.Certificate is a field for all to see; JSON is told of those
 	// values that hold a CA.
-	for _, v := range []any{ca, m, slot} {
+	for _, v := range []any{ca, m, public, peers, Request{Key: identity}} {
 		json.NewEncoder(&out).Encode(v)
 		slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "v", v)
 	}
+	secrets := map[string][]byte{"identity": identity.Seed()}
 	for who, key := range map[string]*ecdsa.PrivateKey{"CA": ca.key, "leaf": leaf.PrivateKey.(*ecdsa.PrivateKey)} {
-		secret, err := key.Bytes()
-		if err != nil {
+		if secrets[who], err = key.Bytes(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for who, secret := range secrets {
 		for form, text := range map[string]string{
 			"raw":     string(secret),
 			"hex":     hex.EncodeToString(secret),

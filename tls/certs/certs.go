@@ -5,7 +5,8 @@
 // memory. The source of the certificates is the site's local [CA], whose short-lived
 // leaves are made in the handshake that first needs them; that costs less than the
 // handshake itself, so nothing is prepared and nothing runs in the background.
-// [PeerConfig] makes both sides of the mutual TLS between nodes from the same CA.
+// [PeerConfig] makes both sides of the mutual TLS between nodes from the same CA, and
+// [JoinConfig] lets in, as far as its listener goes, who is no node yet.
 //
 // A handshake never waits for a disk, a peer or another name's certificate. A name
 // that is not the site's gets no certificate and no place in the index. No private key
@@ -29,21 +30,22 @@ import (
 // that is served too; some of its certificates are then made again now and then.
 const maxCerts = 4096
 
-// Config is what a Manager needs. All fields but Default are required.
+// Config is what a Manager needs. All fields but Default are required. Its functions are
+// asked in each handshake, so that a changed site counts at once; they must be cheap and
+// safe for concurrent use.
 type Config struct {
 	CA *CA
 
 	// Names reports whether the site answers to a name: a host or a node name, in
-	// lower case and without a final dot. It is asked in each handshake, so that a
-	// changed site counts at once, and must be cheap and safe for concurrent use.
+	// lower case and without a final dot.
 	Names func(name string) bool
 
 	// Addrs does the same for an address, which is never a mapped one (::ffff:...).
 	Addrs func(netip.Addr) bool
 
-	// Default is the name to show to a client that names none and came to an address
-	// that is not one of Addrs. "" refuses such a client.
-	Default string
+	// Default returns the name to show to a client that names none and came to an
+	// address that is not one of Addrs. "", or no function, refuses such a client.
+	Default func() string
 
 	Log *slog.Logger
 }
@@ -110,7 +112,11 @@ func (m *Manager) subject(hello *tls.ClientHelloInfo) (subject, bool) {
 		if addr := localAddr(hello); addr.IsValid() && m.c.Addrs(addr) {
 			return subject{addr: addr}, true
 		}
-		return subject{name: m.c.Default}, m.c.Default != ""
+		if m.c.Default == nil {
+			return subject{}, false
+		}
+		name := m.c.Default()
+		return subject{name: name}, name != ""
 	}
 	name := strings.TrimSuffix(strings.ToLower(hello.ServerName), ".")
 	if m.c.Names(name) && !isPeerName(name) {

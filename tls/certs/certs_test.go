@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -38,7 +39,7 @@ func newManager(ca *CA) *Manager {
 		CA:      ca,
 		Names:   func(n string) bool { return n == "www.example.com" || n == "shop.example.com" },
 		Addrs:   func(a netip.Addr) bool { return a == netip.MustParseAddr("127.0.0.1") },
-		Default: "www.example.com",
+		Default: func() string { return "www.example.com" },
 		Log:     slog.New(slog.DiscardHandler),
 	})
 }
@@ -101,15 +102,29 @@ func TestCertificateIsThatOfWhatTheClientAsksFor(t *testing.T) {
 	t.Run("a peer's name is never public", func(t *testing.T) {
 		m := newManager(m.c.CA)
 		m.c.Names = func(string) bool { return true }
-		if cert, err := m.GetCertificate(hello("n1.peers.internal", "")); cert != nil || err != nil {
-			t.Errorf("got %v, %v, want no certificate and no error", cert, err)
+		for _, name := range []string{"n1.peers.internal", JoinName} {
+			if cert, err := m.GetCertificate(hello(name, "")); cert != nil || err != nil {
+				t.Errorf("%s: got %v, %v, want no certificate and no error", name, cert, err)
+			}
 		}
 	})
 	t.Run("without a default", func(t *testing.T) {
 		m := newManager(m.c.CA)
-		m.c.Default = ""
-		if cert, err := m.GetCertificate(hello("", "127.0.0.9")); cert != nil || err != nil {
-			t.Errorf("got %v, %v, want no certificate and no error", cert, err)
+		for _, none := range []func() string{nil, func() string { return "" }} {
+			m.c.Default = none
+			if cert, err := m.GetCertificate(hello("", "127.0.0.9")); cert != nil || err != nil {
+				t.Errorf("got %v, %v, want no certificate and no error", cert, err)
+			}
+		}
+	})
+	t.Run("another default", func(t *testing.T) {
+		m, name := newManager(m.c.CA), "www.example.com"
+		m.c.Default = func() string { return name }
+		for _, name = range []string{"www.example.com", "shop.example.com"} {
+			cert, err := m.GetCertificate(hello("", "127.0.0.9"))
+			if err != nil || len(cert.Leaf.DNSNames) != 1 || cert.Leaf.DNSNames[0] != name {
+				t.Errorf("got %v, %v, want one for %s", cert, err, name)
+			}
 		}
 	})
 }
@@ -252,12 +267,47 @@ func TestProfiles(t *testing.T) {
 // handshake connects a client and a server by a pipe, sends an octet each way, and
 // returns what went wrong on either side.
 func handshake(client, server *tls.Config) (clientErr, serverErr error) {
-	a, b := net.Pipe()
+	x, y := net.Pipe()
+	a, b := newEager(x), newEager(y)
 	var wg sync.WaitGroup
+	wg.Go(a.run)
+	wg.Go(b.run)
 	wg.Go(func() { serverErr = talk(b, tls.Server(b, server)) })
 	clientErr = talk(a, tls.Client(a, client))
 	wg.Wait()
 	return clientErr, serverErr
+}
+
+// eager is the end of a pipe that does not wait for its reader when it writes: a client
+// that complains while the server has not written all would hold up both.
+type eager struct {
+	net.Conn
+	out chan []byte
+}
+
+func newEager(c net.Conn) *eager { return &eager{c, make(chan []byte, 64)} }
+
+func (e *eager) Write(b []byte) (int, error) {
+	e.out <- bytes.Clone(b)
+	return len(b), nil
+}
+
+// Close writes what is left, as far as somebody reads it.
+func (e *eager) Close() error {
+	e.out <- nil
+	return nil
+}
+
+func (e *eager) run() {
+	defer e.Conn.Close()
+	for b := range e.out {
+		if b == nil {
+			return
+		}
+		if _, err := e.Conn.Write(b); err != nil {
+			return
+		}
+	}
 }
 
 // talk writes and reads an octet. In TLS 1.3 a client learns that it is refused when
