@@ -217,7 +217,9 @@ func (c *change) withdraw(reason string, err error) error {
 // those that are not well are not waited for.
 func (c *change) vote(ctx context.Context) error {
 	var missing []balancing.NodeID
+	var unheard *Refused // for another change, of which this node has not heard yet
 	err := c.await(ctx, voteWithin, func(h *history, now time.Time) (bool, error) {
+		unheard = nil
 		for _, id := range slices.Sorted(maps.Keys(c.e.words)) {
 			w := c.e.words[id]
 			switch {
@@ -227,6 +229,8 @@ func (c *change) vote(ctx context.Context) error {
 				theirs := h.entries[w.Against]
 				text, _ := c.e.text()
 				return false, conflict(c.e.parent, theirs, text, theirs.isPending(now))
+			case w.Vote == no && w.Against != "":
+				unheard = &Refused{id, w.Problems}
 			case w.Vote == no:
 				return false, &Refused{id, w.Problems}
 			}
@@ -243,11 +247,13 @@ func (c *change) vote(ctx context.Context) error {
 				missing = append(missing, id)
 			}
 		}
-		return len(missing) == 0, nil
+		return len(missing) == 0 && unheard == nil, nil
 	})
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, errOver) && unheard != nil:
+		return c.withdraw(reasonOf(unheard), unheard)
 	case errors.Is(err, errOver):
 		return c.withdraw(fmt.Sprintf("%v did not answer within %s although on-line; look at the log there", missing, voteWithin), nil)
 	case ctx.Err() != nil:
