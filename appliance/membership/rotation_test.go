@@ -456,7 +456,7 @@ func TestRotationWithADeadNodeThatComesBackAfterAMonth(t *testing.T) {
 		}
 		l.set(false)
 		l.start(dead)
-		time.Sleep(2 * time.Second)
+		time.Sleep(fetchEvery + 2*time.Second) // should the first question meet with a failure
 		l.set(true)
 		time.Sleep(2 * time.Second)
 		ring := l.settled()
@@ -497,7 +497,7 @@ func TestForcedRotation(t *testing.T) {
 		middle := l.pinnedBy(l.has(l.nodes[1]).Past()[0].Key)
 		l.set(false)
 		l.start(dead)
-		time.Sleep(2 * time.Second)
+		time.Sleep(fetchEvery + 2*time.Second) // should the first question meet with a failure
 		l.set(true)
 		l.settled()
 		pin()
