@@ -116,14 +116,15 @@ func (l *lan) start(n *lanNode) {
 		Log: l.journal.log(),
 	})
 	var all sync.WaitGroup
+	l.mu.Lock()
+	n.rotation, n.up, n.stop = rotation, true, func() { cancel(); all.Wait() }
+	l.mu.Unlock()
+	// Last: it asks its peers at once, and would find no wire to a node that is not up.
 	all.Go(func() {
 		if err := rotation.Run(ctx); err != nil {
 			l.t.Error(err)
 		}
 	})
-	l.mu.Lock()
-	n.rotation, n.up, n.stop = rotation, true, func() { cancel(); all.Wait() }
-	l.mu.Unlock()
 }
 
 // has is the ring that a node has stored.
@@ -456,7 +457,7 @@ func TestRotationWithADeadNodeThatComesBackAfterAMonth(t *testing.T) {
 		}
 		l.set(false)
 		l.start(dead)
-		time.Sleep(fetchEvery + 2*time.Second) // should the first question meet with a failure
+		time.Sleep(2 * time.Second)
 		l.set(true)
 		time.Sleep(2 * time.Second)
 		ring := l.settled()
@@ -497,7 +498,7 @@ func TestForcedRotation(t *testing.T) {
 		middle := l.pinnedBy(l.has(l.nodes[1]).Past()[0].Key)
 		l.set(false)
 		l.start(dead)
-		time.Sleep(fetchEvery + 2*time.Second) // should the first question meet with a failure
+		time.Sleep(2 * time.Second)
 		l.set(true)
 		l.settled()
 		pin()
