@@ -126,7 +126,7 @@ func checkKeys(key string, value []byte) error {
 		_, err := open(domainRing, value, &e)
 		ok = err == nil && string(e.Node) == rest && e.Node.Valid() && validKeyID(e.Seals) && validKeyIDs(e.Opens)
 	default:
-		return checkLater(value)
+		return checkLater(key, value)
 	}
 	if !ok {
 		return errEntry
@@ -160,7 +160,7 @@ func openKey(id *Identity, gen string, box []byte) (keys.Key, error) {
 type generation struct {
 	genEntry
 	name  string // <gen>
-	made  time.Time
+	stamp cluster.Stamp
 	boxes [][]byte        // for this node
 	boxed map[string]bool // the fingerprints that have one
 	mine  bool            // this node has the key, or can have it
@@ -179,7 +179,7 @@ type ledger struct {
 type record struct {
 	prefix, subject string
 	signer          string // its key
-	at              time.Time
+	stamp           cluster.Stamp
 	gen             genEntry
 	box             boxEntry
 	ring            ringEntry
@@ -192,7 +192,7 @@ func parseRecords(table *cluster.Table) []record {
 	for _, prefix := range []string{genPrefix, boxPrefix, usePrefix, forcePrefix, retiredPrefix, ringPrefix} {
 		for _, i := range table.Items(prefix) {
 			var e envelope
-			r := record{prefix: prefix, subject: i.Key[len(prefix):], at: i.Stamp.Time()}
+			r := record{prefix: prefix, subject: i.Key[len(prefix):], stamp: i.Stamp}
 			err := json.Unmarshal(i.Value, &e)
 			if r.signer = string(e.Key); err == nil {
 				switch prefix {
@@ -228,7 +228,7 @@ func readLedger(records []record, registry *Registry, self Public, has func(keyI
 			if !member && !has(r.gen.ID) {
 				continue
 			}
-			g := &generation{genEntry: r.gen, name: r.subject, made: r.at, boxed: map[string]bool{}}
+			g := &generation{genEntry: r.gen, name: r.subject, stamp: r.stamp, boxed: map[string]bool{}}
 			for f, box := range r.gen.Boxes {
 				g.boxed[f] = true
 				if f == mine {
@@ -254,7 +254,7 @@ func readLedger(records []record, registry *Registry, self Public, has func(keyI
 			}
 		case retiredPrefix:
 			if known {
-				l.retired[r.subject] = r.at
+				l.retired[r.subject] = r.stamp.Time()
 			}
 		case ringPrefix:
 			if m, ok := registry.Member(r.ring.Node); ok && string(m.Sign) == r.signer {

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"peerage/appliance/site"
 	"peerage/appliance/state"
 	"peerage/balancing"
 	"peerage/balancing/cluster"
@@ -29,8 +30,9 @@ const JoinPath = "/join"
 
 const (
 	maxJoinRequest = 64 << 10
-	maxJoinAnswer  = 32 << 20 // a site document can hold 17 MiB
-	joinTimeout    = 30 * time.Second
+	// A site document, with JSON's six octets for each of it at worst, and the rest.
+	maxJoinAnswer = 6*site.MaxDocument + 1<<20
+	joinTimeout   = 30 * time.Second
 )
 
 // Want is what the node that joins is to be.

@@ -3,7 +3,8 @@
 //
 // Start with [Identity], what a node is known by, and [Registry], which knows those of all.
 // [Tokens] and [JoinHandler] let a new node in, [Join] is its side of that. [Rotation]
-// changes the site over to a new key without the loss of anything that the old one sealed.
+// changes the site over to a new key without the loss of anything that the old one sealed,
+// and ends removals that were left half done.
 // All of it is kept in three replicated tables ([MembersTable], [TokensTable],
 // [KeysTable]), in which every entry is signed by who wrote it, and every decision is made
 // by each node alone from what it has of them.
@@ -52,8 +53,8 @@ const maxLater = 4 << 10
 
 // checkLater vets an entry of a kind that a later version has added. Nothing is made of it,
 // but it is kept and passed on: were it refused, the nodes of two versions could never agree.
-func checkLater(value []byte) error {
-	if len(value) > maxLater {
+func checkLater(key string, value []byte) error {
+	if !cluster.ValidKey(key) || len(value) > maxLater {
 		return errEntry
 	}
 	return nil

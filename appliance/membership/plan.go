@@ -13,6 +13,7 @@ import (
 // their IDs.
 type situation struct {
 	now     time.Time
+	began   time.Time // when this node did
 	pinLife time.Duration
 	self    balancing.NodeID
 	member  bool // it is one, by its own identity
@@ -21,6 +22,9 @@ type situation struct {
 	past  []pastKey  // likewise
 	waits []nodeName // nodes that are live, or were until just now, with self; sorted
 	all   []nodeName // members that are nodes of the site
+
+	nodes      []balancing.NodeID // of the site document
+	departures []departure
 }
 
 // nodeName is a member: its name, and its identity.
@@ -44,6 +48,11 @@ type plan struct {
 	use    string    // <gen> that all are ready for
 	retire []string  // keys that nobody seals with any more
 	boxes  []missing // that this node should make
+
+	// What others have left undone, once there is nothing else to do; see departure.go.
+	strip []departure // who are members no more
+	force *generation // for which nodes that are off-line are not waited for
+	shut  []departure // whom the next key is to keep out
 }
 
 // missing is a box that a member lacks.
@@ -73,6 +82,7 @@ func decide(s *situation) plan {
 	if latest != nil && slices.Equal(p.ring, s.ring) && !p.report {
 		s.advance(&p, latest)
 	}
+	s.end(&p)
 	return p
 }
 
@@ -248,6 +258,9 @@ func (s *situation) phase() (Phase, []balancing.NodeID) {
 	}
 	if s.ring[0] != latest.ID || len(s.ring) > 1 {
 		return PhaseRetiring, []balancing.NodeID{s.self}
+	}
+	if late := s.without(s.waits, func(r ringEntry) bool { return len(r.Opens) == 1 }); len(late) > 0 {
+		return PhaseRetiring, late // to have nothing but the new one
 	}
 	return PhaseSteady, nil
 }

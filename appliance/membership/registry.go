@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,8 +18,8 @@ import (
 
 // The keys of the members table: "<name>/<fingerprint>" for each identity that a name had,
 // and "-removed/<name>/<fingerprint>" for those that it has no more. No name begins with a
-// hyphen; what else does is of a later version. Nothing is ever deleted, for what a node
-// signed while it was a member stays signed.
+// hyphen; what else does, but for [leavingPrefix], is of a later version. Neither is ever
+// deleted, for what a node signed while it was a member stays signed.
 const (
 	removedPrefix = "-removed/"
 	otherPrefix   = "-"
@@ -68,8 +67,11 @@ func checkMembers(key string, value []byte) error {
 		}
 		return nil
 	}
+	if strings.HasPrefix(key, leavingPrefix) {
+		return checkLeaving(key, value)
+	}
 	if strings.HasPrefix(key, otherPrefix) {
-		return checkLater(value)
+		return checkLater(key, value)
 	}
 	var m Member
 	if _, err := open(domainMember, value, &m); err != nil || !m.Name.Valid() || !m.valid() || memberKey(m.Name, m.Public) != key {
@@ -94,6 +96,8 @@ type roll struct {
 	members []Member                      // by name
 	had     map[balancing.NodeID][]Member // every identity that a name ever had
 	signers map[string]bool               // their signing keys: whether one is a member's
+
+	departures []departure
 }
 
 // NewRegistry returns what the members table, of [MembersTable], says. Self is the node
@@ -151,6 +155,7 @@ func (r *Registry) parse() *roll {
 	for _, name := range slices.Sorted(maps.Keys(first)) {
 		all.members = append(all.members, first[name])
 	}
+	all.departures = r.parseDepartures(all)
 	return all
 }
 
@@ -167,8 +172,7 @@ func (m *Member) before(o *Member) bool {
 
 // parseMember reads an item that was vetted before.
 func parseMember(i cluster.Item) (m Member, ok bool) {
-	var e envelope
-	if strings.HasPrefix(i.Key, otherPrefix) || json.Unmarshal(i.Value, &e) != nil || json.Unmarshal(e.Signed, &m) != nil {
+	if strings.HasPrefix(i.Key, otherPrefix) || !parseSigned(i, &m) {
 		return Member{}, false
 	}
 	m.Since, m.stamp = i.Stamp.Time(), i.Stamp
@@ -233,7 +237,7 @@ func (r *Registry) Remove(name balancing.NodeID) error {
 	items := map[string][]byte{}
 	r.remove(items, name, "")
 	if len(items) == 0 {
-		return fmt.Errorf("remove %s: no member of the site", name)
+		return refuse(ReasonUnknown, "remove %s: no member of the site", name)
 	}
 	return r.table.PutAll(items)
 }
@@ -284,12 +288,12 @@ func (r *Registry) Rename(from, to balancing.NodeID) error {
 	case !ok && r.renamedTo(from, to):
 		return nil
 	case !ok:
-		return fmt.Errorf("rename %s: no member of the site", from)
+		return refuse(ReasonUnknown, "rename %s: no member of the site", from)
 	case !to.Valid():
-		return fmt.Errorf("rename %s: the new name is not that of a node: up to %d lower-case letters, digits and inner hyphens", from, balancing.MaxNodeID)
+		return refuse(ReasonName, "rename %s: the new name is not that of a node: up to %d lower-case letters, digits and inner hyphens", from, balancing.MaxNodeID)
 	}
 	if _, taken := r.Member(to); taken {
-		return fmt.Errorf("rename %s: there is a node %s already", from, to)
+		return refuse(ReasonTaken, "rename %s: there is a node %s already", from, to)
 	}
 	items := map[string][]byte{}
 	r.remove(items, from, to)
@@ -307,8 +311,7 @@ func (r *Registry) Renamed(name balancing.NodeID) bool { return r.renamedTo(name
 func (r *Registry) renamedTo(name, to balancing.NodeID) bool {
 	for _, i := range r.table.Items(removedPrefix + string(name) + "/") {
 		var gone removal
-		var e envelope
-		if json.Unmarshal(i.Value, &e) != nil || json.Unmarshal(e.Signed, &gone) != nil || gone.To == "" || to != "" && gone.To != to {
+		if !parseSigned(i, &gone) || gone.To == "" || to != "" && gone.To != to {
 			continue
 		}
 		if m, ok := r.Member(gone.To); ok && m.Fingerprint() == gone.Fingerprint {

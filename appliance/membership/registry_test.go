@@ -289,6 +289,7 @@ func FuzzMembers(f *testing.F) {
 	key, value := id.entry("n1", "n1", "1.0")
 	f.Add(key, value)
 	f.Add(removedKey("n1", id.Public().Fingerprint()), id.seal(domainRemoved, removal{V: 1, Name: "n1", Fingerprint: id.Public().Fingerprint(), By: "n1"}))
+	f.Add(leavingKey("n1", id.Public().Fingerprint()), id.seal(domainLeaving, leaving{V: 1, Name: "n1", Fingerprint: id.Public().Fingerprint(), By: "n1"}))
 	f.Add("n1/x", []byte("{}"))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		if checkMembers(key, value) == nil && !cluster.ValidKey(key) {

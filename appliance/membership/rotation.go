@@ -62,7 +62,8 @@ type RotationConfig struct {
 
 // Rotation keeps the site key ring of a node in step with the site's.
 type Rotation struct {
-	c RotationConfig
+	c     RotationConfig
+	began time.Time
 
 	mu      sync.Mutex
 	ring    *keys.Ring
@@ -78,7 +79,7 @@ type Rotation struct {
 // NewRotation returns the rotation of a node. [Rotation.Run] drives it.
 func NewRotation(c RotationConfig) *Rotation {
 	return &Rotation{
-		c: c, ring: c.Ring,
+		c: c, began: time.Now(), ring: c.Ring,
 		seen: map[balancing.NodeID]time.Time{}, bad: map[string]int{}, changed: make(chan struct{}),
 	}
 }
@@ -106,7 +107,7 @@ func (r *Rotation) Run(ctx context.Context) error {
 			again, err := r.step(ctx, s)
 			r.complain(err)
 			if !again || err != nil {
-				if phase, _ := s.phase(); phase == PhaseSteady && err == nil {
+				if phase, _ := s.phase(); phase == PhaseSteady && err == nil && len(s.departed())+len(s.unremoved()) == 0 {
 					every = tickSteady
 				}
 				break
@@ -188,7 +189,7 @@ func (r *Rotation) situation() *situation {
 	bad := maps.Clone(r.bad)
 	r.mu.Unlock()
 
-	s := &situation{now: now, pinLife: r.c.PinLife(), self: r.c.Self}
+	s := &situation{now: now, began: r.began, pinLife: r.c.PinLife(), self: r.c.Self, nodes: nodes, departures: r.c.Registry.departures()}
 	for _, k := range ring.Keys() {
 		s.ring = append(s.ring, k.ID())
 	}
@@ -232,8 +233,11 @@ func (r *Rotation) step(ctx context.Context, s *situation) (again bool, err erro
 		return r.store(ctx, s, p)
 	}
 	items, err := r.entries(s, p)
-	if err != nil || len(items) == 0 {
+	if err != nil {
 		return false, err
+	}
+	if len(items) == 0 {
+		return r.end(p)
 	}
 	for _, key := range slices.Sorted(maps.Keys(items)) {
 		if strings.HasPrefix(key, usePrefix) || strings.HasPrefix(key, retiredPrefix) {
@@ -362,7 +366,8 @@ func (r *Rotation) prune(s *situation) error {
 type RotateOptions struct {
 	// Force does not wait for nodes that are off-line before the old key is retired. They
 	// get the new one from a peer once they are back. It also ends a rotation that is
-	// unfinished because of them. It is for when a node was removed.
+	// unfinished because of them. It is for when a node was removed; if nobody does it then,
+	// [Rotation.Run] does after some 30 s.
 	Force bool
 }
 
@@ -468,7 +473,7 @@ func (r *Rotation) force(g *generation) error {
 func (r *Rotation) begin(o RotateOptions) (number uint64, err error) {
 	s := r.situation()
 	if !s.member {
-		return 0, errors.New("this node has no identity that the site knows")
+		return 0, refuse(ReasonBusy, "this node has no identity that the site knows; 'peerage status' says why")
 	}
 	if n := len(s.gens); n > 0 {
 		number = s.gens[n-1].Number
@@ -520,8 +525,9 @@ type Status struct {
 	By         balancing.NodeID   `json:"by,omitempty"` // that began the last rotation
 	Since      time.Time          `json:"since,omitzero"`
 	Forced     bool               `json:"forced,omitempty"`
-	Waiting    []balancing.NodeID `json:"waiting,omitempty"` // for whom the rotation waits
-	Absent     []balancing.NodeID `json:"absent,omitempty"`  // those that are off-line, and fetch the key once they are back
+	Waiting    []balancing.NodeID `json:"waiting,omitempty"`  // for whom the rotation waits
+	Absent     []balancing.NodeID `json:"absent,omitempty"`   // those that are off-line, and fetch the key once they are back
+	Departed   []balancing.NodeID `json:"departed,omitempty"` // those that are out of the site, and know the key until it is replaced
 	Nodes      []NodeKeys         `json:"nodes,omitempty"`
 }
 
@@ -545,13 +551,14 @@ func (r *Rotation) Status() Status {
 	st.Phase, st.Waiting = s.phase()
 	if n := len(s.gens); n > 0 {
 		g := s.gens[n-1]
-		st.Generation, st.By, st.Since, st.Forced = g.Number, g.By, g.made, g.force
+		st.Generation, st.By, st.Since, st.Forced = g.Number, g.By, g.stamp.Time(), g.force
 		for _, n := range s.all {
 			if !slices.Contains(s.waits, n) && s.rings[n.name].Seals != g.ID {
 				st.Absent = append(st.Absent, n.name)
 			}
 		}
 	}
+	st.Departed = namesOf(append(s.unremoved(), s.departed()...))
 	for _, p := range s.past {
 		st.Past = append(st.Past, PastStatus{p.id, p.until})
 	}

@@ -77,7 +77,7 @@ func checkTokens(key string, value []byte) error {
 			id = key
 		}
 	default: // of a later version
-		if err = checkLater(value); err == nil {
+		if err = checkLater(key, value); err == nil {
 			id = key
 		}
 	}
@@ -114,7 +114,7 @@ type TokenOptions struct {
 	User string           // who asks for it
 }
 
-// Create makes a token. Its text is not kept anywhere.
+// Create makes a token. Its text is not kept anywhere. What cannot be is a [Refusal].
 func (t *Tokens) Create(o TokenOptions) (*Token, error) {
 	if o.Life == 0 {
 		o.Life = TokenLife
@@ -122,11 +122,11 @@ func (t *Tokens) Create(o TokenOptions) (*Token, error) {
 	addresses := t.c.Addresses()
 	switch {
 	case o.Life < time.Minute || o.Life > MaxTokenLife:
-		return nil, fmt.Errorf("create a token: a life of %v; give it between a minute and %v", o.Life, MaxTokenLife)
+		return nil, refuse(ReasonRequest, "create a token: a life of %v; give it between a minute and %v", o.Life, MaxTokenLife)
 	case o.Name != "" && !o.Name.Valid():
-		return nil, fmt.Errorf("create a token: the name is not that of a node: up to %d lower-case letters, digits and inner hyphens", balancing.MaxNodeID)
+		return nil, refuse(ReasonName, "create a token: the name is not that of a node: up to %d lower-case letters, digits and inner hyphens", balancing.MaxNodeID)
 	case len(addresses) == 0:
-		return nil, errors.New("create a token: this node has no address that another could reach it at")
+		return nil, refuse(ReasonBusy, "create a token: this node has no address that another could reach it at")
 	}
 	var id [tokenID]byte
 	rand.Read(id[:])
@@ -207,15 +207,15 @@ func (t *Tokens) info(i cluster.Item) (info TokenInfo, ok bool) {
 	return info, true
 }
 
-// Revoke makes a token void, by its ID.
+// Revoke makes a token void, by its ID. It is a [Refusal] if there is none, or it was used.
 func (t *Tokens) Revoke(id, user string) error {
 	i, ok := t.c.Table.Get(id)
 	info, known := t.info(i)
 	switch {
 	case !ok || !known:
-		return errors.New("revoke a token: there is none of that ID; 'peerage token list' shows them")
+		return refuse(ReasonUnknown, "revoke a token: there is none of that ID; 'peerage token list' shows them")
 	case info.State == TokenUsed:
-		return fmt.Errorf("revoke token %s: %s has joined with it: remove that node", id, info.Node)
+		return refuse(ReasonUsed, "revoke token %s: %s has joined with it: remove that node", id, info.Node)
 	}
 	return t.end(id+revokedSuffix, domainRevoked, tokenEnd{1, id, t.c.Self, user}, info.Expires)
 }
@@ -224,7 +224,7 @@ func (t *Tokens) end(key string, d domain, e tokenEnd, expires time.Time) error 
 	return t.c.Table.Put(key, t.c.Identity.seal(d, e), expires.Add(tokenKept))
 }
 
-// Reason is why a node is not let in.
+// Reason is why a node is not let in, or something else about members is not done.
 type Reason string
 
 // Reasons of a refusal.
@@ -244,8 +244,8 @@ const (
 	ReasonDocument Reason = "site document" // it does not take the node
 )
 
-// Refusal is an answer to a node that is not let in. Its text is one sentence for the
-// operator.
+// Refusal is an answer to a node that is not let in, or to an operator. Its text is one
+// sentence for the operator.
 type Refusal struct {
 	Reason Reason `json:"reason"`
 	Text   string `json:"error"`

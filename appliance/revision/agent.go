@@ -20,7 +20,9 @@ type Agent struct {
 	changed <-chan struct{} // of the table
 	began   cluster.Stamp
 
-	mu       sync.Mutex // guards what follows, and is held while a vote or a proposal is made
+	deciding sync.Mutex // held while a vote or a proposal is written down: one after the other
+
+	mu       sync.Mutex // guards what follows; never held over what can take long
 	reader   *reader
 	digest   [32]byte // of the table that latest was read from
 	latest   *history
@@ -28,8 +30,10 @@ type Agent struct {
 	text     string // of that
 	trouble  string // why it does not serve what it should
 	watchers []chan struct{}
+	gone     map[balancing.NodeID]time.Time // since when, of those who have proposed something
 
 	// Of Run alone.
+	faults    map[ID]error // what the check of a proposal has said, until there is a vote
 	tried     map[ID]attempt
 	settling  *settling
 	wellWith  map[ID]map[balancing.NodeID]bool // who was well before a revision came into force
@@ -61,10 +65,12 @@ const (
 
 // New returns an agent that does nothing yet.
 func New(c Config) *Agent {
-	return &Agent{
+	a := &Agent{
 		c: c, changed: c.Table.Watch(), began: c.Clock.Now(), reader: newReader(c.Name), text: c.Running,
 		tried: map[ID]attempt{}, wellWith: map[ID]map[balancing.NodeID]bool{}, sickSince: map[balancing.NodeID]time.Time{},
 	}
+	a.history() // what comes later is news
+	return a
 }
 
 // Run votes on what is proposed, serves what is in force, and rolls back what goes wrong,
@@ -122,11 +128,6 @@ func (a *Agent) recover() {
 func (a *Agent) history() *history {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.read()
-}
-
-// read is history for those who hold a.mu.
-func (a *Agent) read() *history {
 	if d := a.c.Table.Digest(); a.latest == nil || d != a.digest { // taken before the items: too old does no harm
 		a.digest, a.latest = d, a.reader.read(a.c.Table.Items(""))
 	}
@@ -138,6 +139,7 @@ func (a *Agent) step(ctx context.Context) (busy bool) {
 	a.voteOn()
 	h, now := a.history(), time.Now()
 	a.watch(h, now)
+	a.watchProposers(h, now)
 	if h.head(now) != nil && a.rollBackDue(h, now) {
 		h = a.history()
 	}
@@ -182,70 +184,6 @@ func encode(v any) []byte {
 		panic(err) // none of ours can fail
 	}
 	return b
-}
-
-// voteOn votes on what is proposed. A node votes for one of several that were made from
-// the same revision: the earliest, if it has the choice. Where it has voted for a later
-// one, it waits: that one's proposer withdraws as soon as it sees the earlier one.
-func (a *Agent) voteOn() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	h, now := a.read(), time.Now()
-	// The deadline is by the clock of the proposer, and this node's may be ahead: a vote that
-	// comes too late does no harm, one that never comes keeps the site from any change.
-	for _, e := range h.pending(now.Add(-cluster.MaxAhead)) {
-		if e.word(a.c.Self).Vote != "" {
-			continue
-		}
-		if w, ok := a.judge(h, e, h.pending(now), now); ok {
-			a.say(e, w)
-			h = a.read()
-		}
-	}
-}
-
-// judge returns what this node says of the proposal e, if it can say it already.
-func (a *Agent) judge(h *history, e *entry, pending []*entry, now time.Time) (word, bool) {
-	refuse := func(format string, args ...any) (word, bool) {
-		return word{Vote: no, Problems: fmt.Sprintf(format, args...)}, true
-	}
-	head := h.head(now)
-	switch {
-	case head == nil:
-		return word{}, false // it will come
-	case !e.understood():
-		return refuse("the software of this node is too old to read it; update the node first")
-	case e.Parent != head.id:
-		if e.Number > head.Number {
-			return word{}, false // its parent will come
-		}
-		return word{Vote: no, Against: head.id, Problems: fmt.Sprintf("%s by %s is in force here", head.brief(), head.Author)}, true
-	}
-	for _, p := range pending {
-		if p.id == e.id || p.Parent != e.Parent || p.word(a.c.Self).Vote != yes {
-			continue
-		}
-		if earlier(e, p) {
-			return word{}, false
-		}
-		return word{Vote: no, Against: p.id, Problems: fmt.Sprintf("%s by %s is being applied", p.brief(), p.Author)}, true
-	}
-	text, err := e.text()
-	if err == nil {
-		err = a.c.Site.Check(text)
-	}
-	if err != nil {
-		return refuse("%s", cut(err.Error(), maxSays))
-	}
-	return word{Vote: yes}, true
-}
-
-// cut returns at most n octets of s.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return s[:n] + "…"
 }
 
 // rollBackDue writes down a roll-back that is due.
@@ -464,9 +402,7 @@ func (a *Agent) signal() {
 // Import makes text the first revision if there is none. It is the same on every node that
 // begins with the same text. Nodes that can hear others should have heard them first.
 func (a *Agent) Import(text string) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.read().entries) > 0 {
+	if len(a.history().entries) > 0 {
 		return nil
 	}
 	r := &record{V: version, Number: 1, Author: siteAuthor}

@@ -473,6 +473,9 @@ func TestAConfirmationIsNotLost(t *testing.T) {
 		net.heal()
 		time.Sleep(time.Second)
 		net.want("x\n")
+		if h := net.nodes["n1"].agent.History(); h[0].State != WasWithdrawn || h[0].Reason != "revision 2 was confirmed meanwhile" {
+			t.Errorf("the roll-back is %+v", h[0])
+		}
 	})
 }
 
@@ -666,6 +669,50 @@ func TestHistoryIsBounded(t *testing.T) {
 		}
 		if r, err := n1.agent.Get("11"); err != nil || r.Number != 11 {
 			t.Errorf("got %v, %v", r, err)
+		}
+	})
+}
+
+// TestWhatIsSaidOfForgottenRevisionsIsForgotten has words come of revisions that have left the
+// history, and of one that has not come yet.
+func TestWhatIsSaidOfForgottenRevisionsIsForgotten(t *testing.T) {
+	inBubble(t, 2, func(t *testing.T, net *network) {
+		n1 := net.nodes["n1"]
+		put := func(items map[string][]byte) {
+			t.Helper()
+			if err := n1.table.PutAll(items); err != nil {
+				t.Fatal(err)
+			}
+		}
+		lost, early := ID(strings.Repeat("ab", 16)), ID(strings.Repeat("cd", 16))
+		put(map[string][]byte{nodeKey(lost, "n1"): encode(word{Vote: yes}), phaseKey(lost, phaseAll): encode(phase{Who: "n1"})})
+		time.Sleep(time.Minute)
+		if len(n1.table.Items(nodePrefix+string(lost))) != 1 {
+			t.Error("forgotten while the revision may still come")
+		}
+		parent := n1.agent.Head().ID
+		items := map[string][]byte{}
+		for i := range Kept + 5 {
+			id, r := made("n1", i+2, parent, strings.Repeat("x", i+1), n1.store.Clock().Now())
+			items[revKey(id)] = encode(r)
+			items[phaseKey(id, phaseAll)] = encode(phase{Who: "n1", When: r.Made})
+			parent = id
+		}
+		put(items)
+		put(map[string][]byte{nodeKey(early, "n1"): encode(word{Vote: yes})})
+		time.Sleep(time.Second)
+		for id, n := range net.nodes {
+			for _, i := range n.table.Items("") {
+				if strings.Contains(i.Key, string(lost)) {
+					t.Errorf("%s keeps %s", id, i.Key)
+				}
+			}
+			if len(n.table.Items(nodePrefix+string(early))) != 1 {
+				t.Errorf("%s has forgotten what comes before its revision", id)
+			}
+			if len(n.agent.History()) != Kept {
+				t.Errorf("%s keeps %d revisions", id, len(n.agent.History()))
+			}
 		}
 	})
 }

@@ -9,9 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"peerage/appliance/site"
 	"peerage/balancing"
-	"peerage/balancing/cluster"
 )
 
 // Apply makes text the site document: every node that is on-line and well checks it, one
@@ -41,6 +39,28 @@ type change struct {
 	e        *entry // as of the proposal, then as of the last look
 	canary   balancing.NodeID
 	told     map[string]bool
+	looked   time.Time // for givenUp
+}
+
+// stoppedFor is how long a proposer may look away: who was stopped for longer may have been
+// given up by the others ([goneFor]), and not have heard of it yet.
+const stoppedFor = 2 * time.Second
+
+// givenUp says why the proposal must not go on, if so.
+func (c *change) givenUp(now time.Time) error {
+	now = now.Round(0) // the monotonic clock stands still while a machine is suspended
+	away := now.Sub(c.looked)
+	if c.looked.IsZero() {
+		away = 0
+	}
+	c.looked = now
+	switch p := c.e.phases[phaseWithdrawn]; {
+	case p != nil:
+		return &Withdrawn{c.e.brief(), p.Reason}
+	case away > stoppedFor:
+		return &Withdrawn{c.e.brief(), fmt.Sprintf("its proposer stood still for %s; apply it again", away.Round(time.Millisecond))}
+	}
+	return nil
 }
 
 // tell reports a step, once.
@@ -54,113 +74,6 @@ func (c *change) tell(kind EventKind, node balancing.NodeID, format string, args
 	}
 	c.told[key] = true
 	c.progress(Event{kind, node, fmt.Sprintf(format, args...)})
-}
-
-// propose writes the revision into the table, with the vote of this node.
-func (c *change) propose(text string) error {
-	a := c.a
-	c.o.CanaryFor = max(c.o.CanaryFor, canaryFor)
-	if c.o.CanaryFor > maxCanary {
-		return fmt.Errorf("a canary for %s; the most is %s", c.o.CanaryFor, maxCanary)
-	}
-	if c.o.ConfirmWithin != 0 && (c.o.ConfirmWithin < time.Second || c.o.ConfirmWithin > maxConfirm) {
-		return fmt.Errorf("%s to confirm; write 1s to %s", c.o.ConfirmWithin, maxConfirm)
-	}
-	if c.canary = c.o.Canary; c.canary == "" {
-		c.canary = a.fittest()
-	} else if c.canary != a.c.Self && !slices.Contains(a.c.Site.Live(), c.canary) {
-		return fmt.Errorf("canary %s is not on-line; choose another node", c.canary)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	h, now := a.read(), time.Now()
-	head := h.head(now)
-	if head == nil {
-		return errors.New("this node has not heard yet what the site document is; try again in a moment")
-	}
-	if err := c.mayFollow(h, head, text, now); err != nil {
-		return err
-	}
-	r := &record{
-		V: version, Number: head.Number + 1, Parent: head.id, Author: c.o.Author, Comment: c.o.Comment,
-		Made: a.c.Clock.Now(), ConfirmWithin: c.o.ConfirmWithin.Milliseconds(),
-	}
-	if why := r.fault(text); why != "" {
-		return errors.New(why)
-	}
-	if err := a.c.Site.Check(text); err != nil {
-		return &Refused{a.c.Self, err.Error()}
-	}
-	id := idOf(r.sum(a.c.Name, text))
-	r.put(text)
-	c.e = &entry{record: r, id: id, parent: head}
-	err := a.c.Table.PutAll(map[string][]byte{
-		revKey(id):                  a.sign(r),
-		phaseKey(id, phaseProposed): encode(phase{Who: string(a.c.Self), When: r.Made, Deadline: a.stampIn(voteWithin + spare)}),
-		nodeKey(id, a.c.Self):       encode(word{Vote: yes}),
-	})
-	if err != nil {
-		return err
-	}
-	c.tell(Proposed, a.c.Self, "%s is proposed to the nodes", c.e.brief())
-	return nil
-}
-
-// fittest returns the node that tries a document for all: this one, but rather a peer than
-// one that is not well.
-func (a *Agent) fittest() balancing.NodeID {
-	if !a.c.Site.Well(a.c.Self) {
-		for _, id := range slices.Sorted(slices.Values(a.c.Site.Live())) {
-			if a.c.Site.Well(id) {
-				return id
-			}
-		}
-	}
-	return a.c.Self
-}
-
-// stampIn returns a stamp for a time to come.
-func (a *Agent) stampIn(d time.Duration) cluster.Stamp {
-	return cluster.Stamp(time.Now().Add(d).UnixMilli()) << 16
-}
-
-// mayFollow says why text cannot follow head, if so.
-func (c *change) mayFollow(h *history, head *entry, text string, now time.Time) error {
-	if !head.understood() {
-		return fmt.Errorf("the software of this node is too old to read %s; change the document on a newer node, or update this one", head.brief())
-	}
-	base := head
-	if c.o.Base != "" {
-		if base = h.entries[c.o.Base]; base == nil {
-			return fmt.Errorf("base %s: %w; 'peerage site history' lists it", c.o.Base.Short(), ErrUnknown)
-		}
-	}
-	if was, err := head.text(); err == nil && was == text {
-		return fmt.Errorf("%w: %s has this very text", ErrUnchanged, head.brief())
-	}
-	if base.id != head.id {
-		return conflict(base, head, text, false)
-	}
-	for _, p := range h.pending(now) {
-		if p.Parent == head.id {
-			return conflict(base, p, text, true)
-		}
-	}
-	if by := head.confirmBy(); !by.IsZero() {
-		return &Unconfirmed{head.brief(), by}
-	}
-	return nil
-}
-
-func conflict(base, theirs *entry, text string, pending bool) *Conflict {
-	was, _ := base.text()
-	is, _ := theirs.text()
-	name := base.brief().String()
-	return &Conflict{
-		Base: base.brief(), Theirs: theirs.brief(), Pending: pending,
-		BaseDiff: site.Diff(was, is, name, theirs.brief().String()),
-		YourDiff: site.Diff(was, text, name, "yours"),
-	}
 }
 
 // carry brings the proposal into force, or withdraws it.
@@ -219,6 +132,9 @@ func (c *change) vote(ctx context.Context) error {
 	var missing []balancing.NodeID
 	var unheard *Refused // for another change, of which this node has not heard yet
 	err := c.await(ctx, voteWithin, func(h *history, now time.Time) (bool, error) {
+		if err := c.givenUp(now); err != nil {
+			return false, err
+		}
 		unheard = nil
 		for _, id := range slices.Sorted(maps.Keys(c.e.words)) {
 			w := c.e.words[id]
@@ -255,7 +171,7 @@ func (c *change) vote(ctx context.Context) error {
 	case errors.Is(err, errOver) && unheard != nil:
 		return c.withdraw(reasonOf(unheard), unheard)
 	case errors.Is(err, errOver):
-		return c.withdraw(fmt.Sprintf("%v did not answer within %s although on-line; look at the log there", missing, voteWithin), nil)
+		return c.withdraw(fmt.Sprintf("%v did not answer within %s although on-line; look at the log there: its disk may be full. While a node is stopped, the document can be changed without it", missing, voteWithin), nil)
 	case ctx.Err() != nil:
 		return c.withdraw("its proposer has given up", nil)
 	}
@@ -271,12 +187,16 @@ func (c *change) try(ctx context.Context) error {
 		return c.withdraw(err.Error(), nil)
 	}
 	c.tell(CanaryChosen, c.canary, "%s serves it first, for %s", c.canary, c.o.CanaryFor)
+	c.looked = time.Time{} // the disk may be slow; from here on there is time to hear what others have done
 	wasWell := a.c.Site.Well(c.canary)
 	var since, sick time.Time
 	failed := func(format string, args ...any) (bool, error) {
 		return false, &Withdrawn{c.e.brief(), fmt.Sprintf("canary "+format, args...)}
 	}
 	err := c.await(ctx, most, func(h *history, now time.Time) (bool, error) {
+		if err := c.givenUp(now); err != nil {
+			return false, err
+		}
 		w := c.e.word(c.canary)
 		if head := h.head(now); head == nil || head.id != c.e.Parent {
 			return false, c.overtaken(h)
@@ -332,6 +252,9 @@ func reasonOf(err error) string {
 	if r, ok := errors.AsType[*Refused](err); ok {
 		return fmt.Sprintf("%s refused it: %s", r.Node, r.Problems)
 	}
+	if w, ok := errors.AsType[*Withdrawn](err); ok {
+		return w.Reason
+	}
 	return err.Error()
 }
 
@@ -342,6 +265,8 @@ func (c *change) all(ctx context.Context) error {
 	// given up.
 	if now := time.Now(); now.After(c.e.deadline().Add(-spare / 3)) {
 		return c.withdraw("its proposer has not gone on in time", nil)
+	} else if err := c.givenUp(now); err != nil {
+		return c.withdraw(reasonOf(err), err)
 	}
 	p := phase{Who: string(a.c.Self), When: a.c.Clock.Now()}
 	if err := a.c.Table.Put(phaseKey(c.e.id, phaseAll), encode(p), time.Time{}); err != nil {

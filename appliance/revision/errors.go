@@ -46,7 +46,7 @@ type Refused struct {
 }
 
 func (r *Refused) Error() string {
-	return fmt.Sprintf("%s refuses the document; nothing was changed, mend it and apply it again:\n%s", r.Node, r.Problems)
+	return fmt.Sprintf("%s refuses the document; nothing was changed. Mend what it says, and apply it again:\n%s", r.Node, r.Problems)
 }
 
 // Withdrawn is the error for a change that did not come into force: no node serves it now.

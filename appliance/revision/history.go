@@ -1,7 +1,6 @@
 package revision
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -21,7 +20,8 @@ const siteAuthor = "site"
 type history struct {
 	name    string // of the site
 	entries map[ID]*entry
-	keys    map[ID][]string // all keys of a revision, whether it is there or not
+	keys    map[ID][]string      // all keys of a revision, whether it is there or not
+	newest  map[ID]cluster.Stamp // of what those keys hold
 }
 
 // entry is a revision with what has become of it.
@@ -31,84 +31,9 @@ type entry struct {
 	size   int
 	phases map[string]*phase
 	words  map[balancing.NodeID]*word
-	parent *entry // nil if it is not there
-}
-
-// reader turns items into a history. It keeps what it has parsed: a change of the table is
-// one value of a thousand.
-type reader struct {
-	name   string
-	parsed map[string]parsedItem
-}
-
-type parsedItem struct {
-	value []byte
-	id    ID     // "" of a key that is not known
-	rest  string // of the key
-	as    any    // *record, *phase or *word; nil if it is not understood
-}
-
-func newReader(name string) *reader { return &reader{name: name, parsed: map[string]parsedItem{}} }
-
-func (r *reader) read(items []cluster.Item) *history {
-	h := &history{name: r.name, entries: map[ID]*entry{}, keys: map[ID][]string{}}
-	next := make(map[string]parsedItem, len(items))
-	for _, i := range items {
-		p, ok := r.parsed[i.Key]
-		if !ok || !bytes.Equal(p.value, i.Value) {
-			p = parseItem(i.Key, i.Value)
-		}
-		next[i.Key] = p
-		if rec, ok := p.as.(*record); ok {
-			h.entries[p.id] = &entry{record: rec, id: p.id, size: len(i.Value), phases: map[string]*phase{}, words: map[balancing.NodeID]*word{}}
-		}
-	}
-	r.parsed = next
-	for key, p := range next {
-		if p.id == "" {
-			continue
-		}
-		h.keys[p.id] = append(h.keys[p.id], key)
-		e := h.entries[p.id]
-		if e == nil {
-			continue
-		}
-		switch v := p.as.(type) {
-		case *phase:
-			e.phases[p.rest] = v
-		case *word:
-			e.words[balancing.NodeID(p.rest)] = v
-		}
-	}
-	for _, e := range h.entries {
-		e.parent = h.entries[e.Parent]
-	}
-	return h
-}
-
-// parseItem reads an item, as far as it is understood.
-func parseItem(key string, value []byte) parsedItem {
-	kind, id, rest, err := splitKey(key)
-	if err != nil {
-		return parsedItem{value: value}
-	}
-	p := parsedItem{value: value, id: id, rest: rest}
-	switch kind {
-	case revPrefix:
-		if r, err := parseRecord(id, value); err == nil {
-			r.digest()
-			p.as = r
-		}
-	case phasePrefix:
-		if v, err := parse[phase](key, value); err == nil {
-			p.as = v
-		}
-	case nodePrefix:
-		if v, err := parse[word](key, value); err == nil {
-			p.as = v
-		}
-	}
-	return p
+	parent *entry    // nil if it is not there
+	kept   int       // changes that have led to it, without those that were rolled back
+	heard  time.Time // when this process heard that it is in force; zero if it was before
 }
 
 func (e *entry) has(phase string) bool { return e.phases[phase] != nil }
@@ -149,7 +74,7 @@ func (e *entry) brief() *Revision {
 	return r
 }
 
-// compare orders revisions: the head is the last of those in force.
+// compare orders revisions as a list has them.
 func compare(a, b *entry) int {
 	return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Made, b.Made), cmp.Compare(a.id, b.id))
 }
@@ -159,7 +84,7 @@ func compare(a, b *entry) int {
 // such a revision: two documents that are both bad must not take turns.
 func (h *history) rollBack(e *entry) *entry {
 	p := e.parent
-	if p == nil || !p.understood() || !e.understood() || h.isRollBack(e) {
+	if p == nil || !p.understood() || !e.understood() || e.isRollBack() {
 		return nil
 	}
 	text, err := p.text()
@@ -175,17 +100,14 @@ func (h *history) rollBack(e *entry) *entry {
 		return there
 	}
 	r.put(text)
+	r.digest()
 	return &entry{record: r, id: id, parent: e}
 }
 
 // isRollBack reports whether e was made by [history.rollBack].
-func (h *history) isRollBack(e *entry) bool {
+func (e *entry) isRollBack() bool {
 	p := e.parent
-	if e.Author != siteAuthor || p == nil || p.parent == nil || e.Made != p.Made+1 {
-		return false
-	}
-	text, err := p.parent.text()
-	return err == nil && idOf(e.sum(h.name, text)) == e.id
+	return e.Author == siteAuthor && p != nil && p.parent != nil && e.Made == p.Made+1 && e.same() == p.parent.same()
 }
 
 // inForce reports whether e was put into force, head or not. A roll-back of what somebody
@@ -199,18 +121,47 @@ func (h *history) inForce(e *entry) bool {
 	case e.Number != e.parent.Number+1:
 		return false
 	}
-	return !(e.parent.has(phaseConfirmed) && h.isRollBack(e))
+	return !e.isVoid()
+}
+
+// isVoid reports whether e is a roll-back of what somebody has confirmed.
+func (e *entry) isVoid() bool {
+	return e.isRollBack() && e.parent.has(phaseConfirmed)
+}
+
+// outranks reports whether a goes before b, of two that are in force apart: the one that
+// more changes have led to. What was rolled back counts for nothing, for a change that has
+// failed on one side of a partition must not undo one that has not on the other.
+func outranks(a, b *entry) bool {
+	return cmp.Or(cmp.Compare(a.kept, b.kept), compare(a, b)) > 0
+}
+
+// recorded returns the revision in force as it is written down, nil if there is none.
+func (h *history) recorded() *entry {
+	var in []*entry
+	over := map[*entry]bool{} // rolled back
+	for _, e := range h.entries {
+		if !h.inForce(e) {
+			continue
+		}
+		in = append(in, e)
+		if e.isRollBack() {
+			over[e.parent] = true
+		}
+	}
+	var best *entry
+	for _, e := range in {
+		if !over[e] && !e.has(phaseDismissed) && (best == nil || outranks(e, best)) {
+			best = e
+		}
+	}
+	return best
 }
 
 // head returns the revision in force, nil if there is none. It may be a roll-back that
 // nobody has written down yet.
 func (h *history) head(now time.Time) *entry {
-	var best *entry
-	for _, e := range h.entries {
-		if h.inForce(e) && (best == nil || compare(e, best) > 0) {
-			best = e
-		}
-	}
+	best := h.recorded()
 	if best != nil && h.rollBackReason(best, now) != "" {
 		if r := h.rollBack(best); r != nil {
 			return r
@@ -219,13 +170,19 @@ func (h *history) head(now time.Time) *entry {
 	return best
 }
 
-// confirmBy returns the time until which e must be confirmed, zero if it need not be.
+// confirmBy returns the time until which e must be confirmed, zero if it need not be. Each
+// node counts from when it heard of e: the clock of the proposer may be off by more than
+// the time there is to confirm.
 func (e *entry) confirmBy() time.Time {
 	all := e.phases[phaseAll]
 	if all == nil || e.ConfirmWithin == 0 || e.has(phaseConfirmed) {
 		return time.Time{}
 	}
-	return all.When.Time().Add(e.confirmWithin())
+	from := e.heard
+	if from.IsZero() { // this process was started since
+		from = all.When.Time()
+	}
+	return from.Add(e.confirmWithin())
 }
 
 // watchUntil returns the time until which a node that fails brings the document before e
@@ -315,11 +272,15 @@ func (h *history) effective(node balancing.NodeID, now time.Time) *entry {
 	return head
 }
 
-// chain returns the head and what it came from.
+// chain returns the head and what it came from, without what was confirmed and rolled back
+// at the same time, each on its side of a partition: that is not in the head.
 func (h *history) chain(now time.Time) map[ID]bool {
 	ids := map[ID]bool{}
 	for e := h.head(now); e != nil && !ids[e.id]; e = e.parent {
 		ids[e.id] = true
+		if e.isVoid() {
+			e = e.parent
+		}
 	}
 	return ids
 }
@@ -365,29 +326,32 @@ func (e *entry) same() string {
 // excess returns the keys that are not kept any longer. It goes by the recorded head: what
 // is kept must not depend on the time.
 func (h *history) excess() []string {
-	var head *entry
-	for _, e := range h.entries {
-		if h.inForce(e) && (head == nil || compare(e, head) > 0) {
-			head = e
-		}
-	}
+	head := h.recorded()
 	if head == nil {
 		return nil
 	}
 	all := slices.SortedFunc(maps.Values(h.entries), func(a, b *entry) int { return compare(b, a) })
 	var drop []string
-	size := 0
+	size, oldest := 0, head.Made
 	for _, e := range all {
 		size += e.size
-		switch {
-		case e.Number <= head.Number-Kept, size > keepText && e.Number < head.Number-1:
+		if e.Number <= head.Number-Kept || size > keepText && e.Number < head.Number-1 {
 			drop = append(drop, h.keys[e.id]...)
-		case e.Number < head.Number-keepVote:
+			continue
+		}
+		oldest = min(oldest, e.Made)
+		if e.Number < head.Number-keepVote {
 			for _, key := range h.keys[e.id] {
 				if strings.HasPrefix(key, nodePrefix) {
 					drop = append(drop, key)
 				}
 			}
+		}
+	}
+	// What is said of a revision may come before it, and also long after it was dropped.
+	for id, keys := range h.keys {
+		if h.entries[id] == nil && h.newest[id] < oldest {
+			drop = append(drop, keys...)
 		}
 	}
 	slices.Sort(drop)

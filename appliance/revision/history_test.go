@@ -1,6 +1,7 @@
 package revision
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -32,6 +33,27 @@ func (r *random) node() balancing.NodeID {
 	return balancing.NodeID(fmt.Sprintf("n%d", 1+r.IntN(4)))
 }
 
+// rollBack rolls back one of the revisions.
+func (r *random) rollBack() {
+	items := make([]cluster.Item, 0, len(r.items))
+	for key, value := range r.items {
+		items = append(items, cluster.Item{Key: key, Value: value})
+	}
+	h := newReader("example").read(items)
+	b := h.rollBack(h.entries[r.ids[r.IntN(len(r.ids))]])
+	if b == nil || r.items[revKey(b.id)] != nil {
+		return
+	}
+	text, err := b.text()
+	if err != nil {
+		panic(err)
+	}
+	b.Signer, b.Signature = "n1", ed25519.Sign(keyOf("n1"), signed(b.sum("example", text)))
+	r.ids = append(r.ids, b.id)
+	r.items[revKey(b.id)] = encode(b.record)
+	r.items[phaseKey(b.id, phaseAll)] = encode(phase{Who: "n1", When: r.stamp(), Reason: "why"})
+}
+
 func (r *random) revision() {
 	parent, number := ID(""), 1
 	if len(r.ids) > 0 {
@@ -60,10 +82,14 @@ func (r *random) revision() {
 // part of it; and that no revision in force is forgotten.
 func TestWhatFollowsDoesNotDependOnTheOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for seed := range uint64(100) {
+		for seed := range uint64(200) {
 			r := &random{rand.New(rand.NewPCG(seed, 4)), map[string][]byte{}, nil, time.Now().Add(-time.Minute)}
+			rollBacks := seed%2 == 1
 			for range 1 + r.IntN(12) {
 				r.revision()
+				if rollBacks && r.IntN(3) == 0 {
+					r.rollBack()
+				}
 			}
 			keys := make([]string, 0, len(r.items))
 			for key := range r.items {
@@ -96,7 +122,7 @@ func TestWhatFollowsDoesNotDependOnTheOrder(t *testing.T) {
 				if got != want {
 					t.Fatalf("seed %d: got\n%s\nwant\n%s", seed, got, want)
 				}
-				checkLaws(t, h, now)
+				checkLaws(t, h, now, rollBacks)
 			}
 		}
 	})
@@ -120,7 +146,7 @@ func describe(h *history, now time.Time) string {
 }
 
 // checkLaws checks what must hold of any history.
-func checkLaws(t *testing.T, h *history, now time.Time) {
+func checkLaws(t *testing.T, h *history, now time.Time, rollBacks bool) {
 	t.Helper()
 	head := h.head(now)
 	chain := h.chain(now)
@@ -143,8 +169,11 @@ func checkLaws(t *testing.T, h *history, now time.Time) {
 		if !h.inForce(e) {
 			continue
 		}
-		if head == nil || head.Number < e.Number {
+		if head == nil || head.Number < e.Number && !rollBacks {
 			t.Errorf("head is %v, and %v is in force", head.brief(), e.brief())
+		}
+		if best, r := h.recorded(), h.rollBack(e); best.kept < e.kept && (r == nil || !h.inForce(r)) {
+			t.Errorf("%d changes have led to %v, and %d to %v, which nobody has rolled back", best.kept, best.brief(), e.kept, e.brief())
 		}
 		if !held[e.id] {
 			t.Errorf("%v is neither in the chain of the head nor of a conflict", e.brief())

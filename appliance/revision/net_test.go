@@ -47,10 +47,16 @@ type testNode struct {
 	alive   bool
 	text    string
 	since   time.Time
-	applied []string // texts
-	dies    string   // the process ends in Apply of a text that has it
-	full    bool     // the disk is
+	applied []string      // texts
+	dies    string        // the process ends in Apply of a text that has it
+	full    bool          // the disk is
+	crammed bool          // the disk has room for a vote, but for no document
+	hold    chan struct{} // Check waits until it is closed, if it is there
+	unheard map[balancing.NodeID]time.Time
 }
+
+// deafFor is how long nothing must be heard of a peer for it to be gone.
+const deafFor = 2 * time.Second
 
 const firstText = "site: example\n# first\n"
 
@@ -103,7 +109,7 @@ func newTableThat(t testing.TB, id string, broken func() error) (*cluster.Store,
 
 // start starts a node with what it had stored.
 func (net *network) start(id balancing.NodeID, stored [][]byte, text string) *testNode {
-	n := &testNode{id: id, net: net, alive: true, text: text, since: time.Now()}
+	n := &testNode{id: id, net: net, alive: true, text: text, since: time.Now(), unheard: map[balancing.NodeID]time.Time{}}
 	n.store, n.table = newTableThat(net.t, string(id), func() error {
 		net.mu.Lock()
 		defer net.mu.Unlock()
@@ -211,10 +217,39 @@ func (n *testNode) kill() [][]byte {
 }
 
 func (n *testNode) Check(text string) error {
+	n.net.mu.Lock()
+	hold := n.hold
+	n.net.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
 	if strings.Contains(text, "refuse "+string(n.id)) {
 		return fmt.Errorf("site.yaml:7:3: nodes.%s: no such interface", n.id)
 	}
 	return nil
+}
+
+func (n *testNode) Room(string) error {
+	n.net.mu.Lock()
+	defer n.net.mu.Unlock()
+	if n.full || n.crammed {
+		return errors.New("write /data/room: no space left on device")
+	}
+	return nil
+}
+
+func (n *testNode) Gone(id balancing.NodeID) bool {
+	n.net.mu.Lock()
+	defer n.net.mu.Unlock()
+	p := n.net.nodes[id]
+	if p != nil && p.alive && n.alive && n.net.side[id] == n.net.side[n.id] {
+		delete(n.unheard, id)
+		return false
+	}
+	if n.unheard[id].IsZero() {
+		n.unheard[id] = time.Now()
+	}
+	return time.Since(n.unheard[id]) >= deafFor
 }
 
 func (n *testNode) Apply(ctx context.Context, r *Revision) error {

@@ -63,7 +63,7 @@ func (h *history) list(now time.Time) []Entry {
 	}
 	reverted := map[ID]string{}
 	for _, e := range h.entries {
-		if h.inForce(e) && h.isRollBack(e) {
+		if h.inForce(e) && e.isRollBack() {
 			reverted[e.Parent] = e.phases[phaseAll].reason()
 		}
 	}
@@ -86,6 +86,8 @@ func (h *history) list(now time.Time) []Entry {
 			x.State = Apart
 		case h.inForce(e):
 			x.State = Settled
+		case e.isVoid():
+			x.State, x.Reason = WasWithdrawn, fmt.Sprintf("revision %d was confirmed meanwhile", e.parent.Number)
 		case !e.isPending(now):
 			x.State, x.Reason = WasWithdrawn, cmp.Or(e.phases[phaseWithdrawn].reason(), "its proposer has not gone on in time")
 		case e.has(phaseCanary):
@@ -177,9 +179,7 @@ func (a *Agent) Diff(from, to string) (string, error) {
 
 // Confirm ends the trial of the revision that ref names, which must be the head: it stays.
 func (a *Agent) Confirm(ref, who string) (*Revision, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	h, now := a.read(), time.Now()
+	h, now := a.history(), time.Now()
 	e, err := h.find(ref, now)
 	if err != nil {
 		return nil, fmt.Errorf("confirm: %w", err)
@@ -209,7 +209,7 @@ func (a *Agent) Rollback(ctx context.Context, ref string, o Options, progress fu
 		return nil, fmt.Errorf("roll back: the head: %w: this node has not heard of it yet", ErrUnknown)
 	}
 	e := head.parent
-	if h.isRollBack(head) { // not back to what was rolled back
+	if head.isRollBack() { // not back to what was rolled back
 		e = head.parent.parent.parent
 	}
 	if ref != "" {
@@ -226,7 +226,7 @@ func (a *Agent) Rollback(ctx context.Context, ref string, o Options, progress fu
 			if err := a.c.Table.PutAll(a.rollBackItems(r, "by "+o.Author)); err != nil {
 				return nil, fmt.Errorf("roll back %s: %w", head.brief(), err)
 			}
-			return r.revision(), nil
+			return a.Head(), nil // as a rule r, but what was made apart from the head may come next
 		}
 	}
 	if !e.understood() {

@@ -6,9 +6,11 @@
 //
 // The history is a table of values that are only ever added, so merging in any order gives
 // the same; and what follows from it, the head above all, is a pure function of the table
-// and the time (type history). So nodes that know the same do the same, without a leader,
+// and the time (type history), but that each node counts the time to confirm from when it
+// heard of a revision. So nodes that know the same do the same, without a leader,
 // and in both halves of a partition. No revision that was applied is lost: of two that were
-// made apart the one with the higher number is the head, the other is listed as a conflict.
+// made apart the one that more changes have led to is the head, not counting those that were
+// rolled back; the other is listed as a conflict.
 //
 // The life of a revision, by the keys that the table has of it:
 //
@@ -19,8 +21,9 @@
 //	proposer has not gone on in time                 rolled back, by a new revision
 //
 // Only the proposer writes canary, all and withdrawn. Where it falls silent the time that
-// it gave itself runs out, and everybody goes on as if it had withdrawn; should it have
-// written 'all' after all, that counts.
+// it gave itself runs out, and everybody goes on as if it had withdrawn. Where it is gone for
+// a few seconds, the canary withdraws in its place, and so does whoever proposes something
+// else. Should it have written 'all' after all, that counts.
 //
 // The package must never put a text into force that this node's own check refuses, nor
 // trust a text that no node of the site has signed. [Agent.Run] owns the goroutine.
@@ -32,14 +35,15 @@ import (
 	"log/slog"
 	"time"
 
+	"peerage/appliance/site"
 	"peerage/balancing"
 	"peerage/balancing/cluster"
 )
 
 // Bounds of the history.
 const (
-	Kept    = 200     // revisions that are kept
-	MaxText = 1 << 20 // octets of a document
+	Kept    = 200              // revisions that are kept
+	MaxText = site.MaxDocument // octets of a document
 
 	maxWord  = 200 // octets of an author
 	maxNote  = 4 << 10
@@ -104,12 +108,20 @@ type Site interface {
 	// not fit the node. Its error is shown as it is.
 	Check(text string) error
 
+	// Room says why this node could not store a document that has passed Check: it tries. A
+	// node that is not in the document need not store it. Its error is shown as it is.
+	Room(text string) error
+
 	// Apply makes the document so, all of it or nothing, and returns when the node serves
 	// it.
 	Apply(ctx context.Context, r *Revision) error
 
 	// Live returns the peers that are on-line by their reports.
 	Live() []balancing.NodeID
+
+	// Gone reports whether a peer seems to have died, or to be cut off. One that only takes no
+	// part, as it joins, drains or is sick, is not gone.
+	Gone(id balancing.NodeID) bool
 
 	// Well reports whether a node, this one or a peer, is on-line and neither sick nor
 	// joining.

@@ -62,11 +62,11 @@ type backupFile struct {
 
 // backupFiles are the files that a backup can have, in this order.
 var backupFiles = []backupFile{
-	{backupNode, 1 << 20, true, false},
+	{backupNode, site.MaxNodeFile, true, false},
 	{backupSiteKey, 64 << 10, true, true},
 	{backupCA, 64 << 10, true, true},
 	{backupNodeKey, 64 << 10, false, true}, // a node that never ran has none
-	{backupDocument, 17 << 20, true, false},
+	{backupDocument, site.MaxDocument, true, false},
 	{backupSettings, 64 << 10, false, true},
 	{backupIncarnation, 64 << 10, false, true},
 	{backupDB, 2 << 30, false, true},

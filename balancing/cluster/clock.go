@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -16,8 +17,19 @@ var (
 
 	// ErrOwnClock is that this node writes nothing, because its clock differs by more
 	// than [MaxAhead] from those of its peers.
-	ErrOwnClock = errors.New("this node's clock differs from those of its peers: set it, then try again")
+	ErrOwnClock = errors.New("this node's clock and those of its peers differ")
 )
+
+// errSkew is [ErrOwnClock] for what an operator can do: of two clocks that differ, neither
+// node can tell which is wrong.
+func errSkew(peer string, by time.Duration) error {
+	word := "ahead of"
+	if by < 0 {
+		word = "behind"
+	}
+	return fmt.Errorf("%w by more than %v, so it writes nothing: that of %s is %v %s it, and one of the two is wrong; run NTP on both nodes, then try again",
+		ErrOwnClock, MaxAhead, peer, by.Abs().Round(time.Second), word)
+}
 
 // Stamp is a reading of a hybrid logical clock: milliseconds since 1970 << 16 | counter.
 type Stamp uint64
@@ -35,7 +47,7 @@ func (s Stamp) Time() time.Time { return time.UnixMilli(int64(s >> counterBits))
 type Clock struct {
 	mu   sync.Mutex
 	last Stamp
-	off  bool // the wall clock differs from those of the peers
+	off  error // [ErrOwnClock] while the wall clock differs from those of the peers
 }
 
 // NewClock returns a clock that gives stamps greater than last.
@@ -82,18 +94,12 @@ func (c *Clock) set(last Stamp) {
 func (c *Clock) check() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.off {
-		return ErrOwnClock
-	}
-	return nil
+	return c.off
 }
 
-// setOff says whether the wall clock differs from those of the peers, and returns
-// whether that is news.
-func (c *Clock) setOff(off bool) bool {
+// setOff says how the wall clock differs from those of the peers; nil: it does not.
+func (c *Clock) setOff(why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	was := c.off
-	c.off = off
-	return was != off
+	c.off = why
 }

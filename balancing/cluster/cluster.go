@@ -214,12 +214,13 @@ type Member struct {
 	level atomic.Uint32 // see level
 	blank atomic.Bool   // has never agreed with a peer
 
-	mu      sync.Mutex
-	peers   map[string]*peer
-	pushes  map[uint64]*push
-	pushID  uint64
-	ended   bool           // nothing is sent any more
-	sending sync.WaitGroup // added to under mu, and not when ended
+	mu        sync.Mutex
+	peers     map[string]*peer
+	conflicts map[string]Conflict // by name: of members, and of this node
+	pushes    map[uint64]*push
+	pushID    uint64
+	ended     bool           // nothing is sent any more
+	sending   sync.WaitGroup // added to under mu, and not when ended
 
 	x exchange // belongs to the goroutine of run
 }
@@ -241,7 +242,7 @@ func New(c Config) (*Member, error) {
 	m := &Member{
 		c: c, docs: map[string]Document{}, ring: newRing(c.Keys),
 		events: make(chan event, maxEvents), synced: make(chan struct{}),
-		peers: map[string]*peer{}, pushes: map[uint64]*push{},
+		peers: map[string]*peer{}, conflicts: map[string]Conflict{}, pushes: map[uint64]*push{},
 		// So that an answer to an earlier start of this node is not taken for one to this.
 		pushID: rand.Uint64(),
 	}
@@ -269,6 +270,9 @@ func New(c Config) (*Member, error) {
 func (m *Member) Run(ctx context.Context) error {
 	dials, hang := context.WithCancel(ctx)
 	defer hang()
+	if aside := m.c.Store.aside; aside != "" {
+		m.c.Log.Error("cluster database is damaged and was put aside: the peers give back what it held", "file", aside)
+	}
 	conf, err := m.settings(dials)
 	if err != nil {
 		return fmt.Errorf("cluster on %v: %w", m.c.Bind, err)

@@ -626,7 +626,8 @@ func TestClockThatIsOffPoisonsNothing(t *testing.T) {
 			t.Errorf("skew: got %v", i.Skew)
 		}
 		all[0].member.skew(time.Now())
-		if err := all[0].table.Put("k", nil, time.Time{}); !errors.Is(err, ErrOwnClock) {
+		err := all[0].table.Put("k", nil, time.Time{})
+		if !errors.Is(err, ErrOwnClock) || !strings.Contains(err.Error(), "that of node3 is 1h0m0s ahead of it") {
 			t.Errorf("own clock off: got %v", err)
 		}
 		time.Sleep(10 * time.Second) // the true states of the peers come in
@@ -719,7 +720,17 @@ func TestSecondNodeOfANameIsTold(t *testing.T) {
 		if i := c.nodes["node1"].member.Members()[0]; i.Address != second.addr {
 			t.Errorf("the twin has taken the place of the first: %v", i)
 		}
+		for _, n := range []*simNode{c.nodes["node1"], second, twin} {
+			got := n.member.Conflicts()
+			if len(got) != 1 || got[0].Name != "node2" || got[0].Known == got[0].Other {
+				t.Errorf("%s at %v tells of %v", n.member.c.Self, n.addr, got)
+			}
+		}
 		twin.stop()
+		time.Sleep(conflictFor)
+		if got := c.nodes["node1"].member.Conflicts(); len(got) > 0 {
+			t.Errorf("the twin is gone, and it tells of %v", got)
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -29,6 +30,7 @@ import (
 type Store struct {
 	db    *bbolt.DB // nil: memory only
 	clock *Clock
+	aside string // where the damaged file is that this one has replaced; "" for none
 
 	mu     sync.Mutex
 	tables map[string]*Table
@@ -46,23 +48,48 @@ var (
 // tablePrefix before the name of a table is its bucket.
 const tablePrefix = "table/"
 
+// damagedSuffix is added to the name of a file that is put aside.
+const damagedSuffix = ".damaged"
+
 // OpenStore opens the file at path (mode 0600), which it makes if there is none, or a
-// store in memory if path is "". A file that is damaged, truncated, or none of ours is an
-// error, and stays as it is. So is one that another process has open.
+// store in memory if path is "". A file that is damaged, truncated, or none of ours is put
+// aside, in the place of one that was before, and an empty one made: the peers have what it
+// held. [Member.Run] says so in the log. A file that another process has open is an error,
+// and so is one of a later version.
 func OpenStore(path string) (*Store, error) {
-	s := &Store{clock: NewClock(0), tables: map[string]*Table{}}
 	if path == "" {
-		return s, nil
+		return newStore(), nil
 	}
-	if err := s.open(path); err != nil {
+	s := newStore()
+	err := s.open(path)
+	if errors.Is(err, errDamaged) {
+		s = newStore() // it may have read half of it
+		if err = putAside(path); err == nil {
+			err = s.open(path)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return s, nil
 }
 
+func newStore() *Store { return &Store{clock: NewClock(0), tables: map[string]*Table{}} }
+
+// putAside does nothing if that was done already.
+func putAside(path string) error {
+	if err := os.Rename(path, path+damagedSuffix); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 func (s *Store) open(path string) error {
 	_, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(path + damagedSuffix); err == nil {
+			s.aside = path + damagedSuffix
+		}
 		err = create(path)
 	}
 	if err != nil {
@@ -99,7 +126,7 @@ func (s *Store) open(path string) error {
 			}
 			s.clock = NewClock(Stamp(read(clockKey)))
 			s.seen, s.ran = fromMillis(read(seenKey)), fromMillis(read(ranKey))
-			return nil
+			return checkRecords(tx)
 		})
 		if err != nil {
 			return errors.Join(err, db.Close())
@@ -149,7 +176,29 @@ func create(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-var errDamaged = errors.New("damaged: move it away, and the node fetches everything from its peers; the only node of a site needs its backup")
+var (
+	errDamaged = errors.New("damaged: when the node starts anew it puts the file aside, and fetches everything from its peers")
+	errLater   = errors.New("written by a later version of Peerage: update this node")
+)
+
+// checkRecords reads all tables, so that damage is found before any is in use.
+func checkRecords(tx *bbolt.Tx) error {
+	return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		if !bytes.HasPrefix(name, []byte(tablePrefix)) {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error {
+			i, err := parseRecord(v)
+			if err == nil && i.Key != string(k) {
+				err = errDamaged
+			}
+			if errors.Is(err, errLater) {
+				return nil // for who uses that table
+			}
+			return err
+		})
+	})
+}
 
 // checkFile looks whether the file is as long as it says. bbolt maps it into memory, and a
 // process that reads beyond the end of a mapped file is killed.
@@ -230,7 +279,7 @@ func (s *Store) update(f func(tx *bbolt.Tx) error) error {
 	if s.db == nil {
 		return nil
 	}
-	return guarded(func() error {
+	err := guarded(func() error {
 		return s.db.Update(func(tx *bbolt.Tx) error {
 			if err := tx.Bucket(metaBucket).Put(clockKey, eight(uint64(s.clock.mark()))); err != nil {
 				return err
@@ -238,6 +287,11 @@ func (s *Store) update(f func(tx *bbolt.Tx) error) error {
 			return f(tx)
 		})
 	})
+	if errors.Is(err, errDamaged) {
+		// Some damage only a write finds: the next start must not go on with the file.
+		err = errors.Join(err, putAside(s.db.Path()))
+	}
+	return err
 }
 
 func eight(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
@@ -345,7 +399,7 @@ func parseRecord(b []byte) (Item, error) {
 	}
 	i, rest, err := cutItem(body)
 	if err != nil || len(rest) > 0 {
-		return Item{}, errDamaged
+		return Item{}, errLater
 	}
 	return i, nil
 }

@@ -3,14 +3,20 @@ package cluster
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 // writerEnv makes the test binary a process that writes until it is killed.
@@ -170,8 +176,9 @@ func TestStoreIsTheSameAfterARestart(t *testing.T) {
 	}
 }
 
-func TestDamagedFileIsAnErrorAndStaysAsItIs(t *testing.T) {
+func TestDamagedFileIsPutAsideAsItIs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cluster.db")
+	aside := path + damagedSuffix
 	s, table := openDisk(t, path)
 	for n := range 200 {
 		put(t, table, fmt.Sprintf("k%03d", n), strings.Repeat("value ", 100))
@@ -208,22 +215,89 @@ func TestDamagedFileIsAnErrorAndStaysAsItIs(t *testing.T) {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err := OpenStore(path)
-		if err == nil {
-			_, err = s.Table("node1", TableConfig{Name: "test"})
-			s.Close()
+		s, table := openDisk(t, path)
+		if s.aside != aside || len(table.Items("")) != 0 {
+			t.Errorf("%s: put aside as %q, and has %d items", name, s.aside, len(table.Items("")))
 		}
-		if err == nil || !strings.Contains(err.Error(), "damaged") {
-			t.Errorf("%s: got %v", name, err)
+		if now, err := os.ReadFile(aside); err != nil || !bytes.Equal(now, content) {
+			t.Errorf("%s: the file has changed: %v", name, err)
 		}
-		if now, _ := os.ReadFile(path); !bytes.Equal(now, content) {
-			t.Errorf("%s: the file has changed", name)
+		put(t, table, "k", "v")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
 		}
+		s, table = openDisk(t, path)
+		if got := live(table); s.aside != "" || got != "k=v" {
+			t.Errorf("%s: the new file has %q; put aside as %q", name, got, s.aside)
+		}
+		s.Close()
 	}
 	if err := os.WriteFile(path, good, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, table := openDisk(t, path); len(table.Items("")) != 200 {
 		t.Error("the good file is not good any more")
+	}
+}
+
+// Damage that no reading shows is found by a write. The file is used no more from then on.
+func TestDamageThatAWriteFinds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cluster.db")
+	s, table := openDisk(t, path)
+	for n := range 200 {
+		put(t, table, fmt.Sprintf("k%03d", n), "v")
+	}
+	s.Close()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const leaf, flags, overflow = 2, 8, 12 // of the head of a page of bbolt
+	for page := range slices.Chunk(b, os.Getpagesize()) {
+		if binary.NativeEndian.Uint16(page[flags:]) == leaf {
+			binary.NativeEndian.PutUint32(page[overflow:], 1000)
+		}
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, table = openDisk(t, path)
+	if s.aside != "" || len(table.Items("")) != 200 {
+		t.Fatalf("the damage is found by reading: put aside as %q", s.aside)
+	}
+	for range 2 {
+		if err := table.Put("k", nil, time.Time{}); !errors.Is(err, errDamaged) {
+			t.Errorf("a write gets %v, want %v", err, errDamaged)
+		}
+	}
+	s.Close()
+	s, table = openDisk(t, path)
+	if s.aside != path+damagedSuffix || len(table.Items("")) != 0 {
+		t.Errorf("started anew: put aside as %q, and has %d items", s.aside, len(table.Items("")))
+	}
+	put(t, table, "k", "v")
+}
+
+// What a later version wrote is not damaged: who goes back to an earlier one loses nothing.
+func TestFileOfALaterVersionStays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cluster.db")
+	s, table := openDisk(t, path)
+	put(t, table, "k", "v")
+	later := (&Item{Key: "k", Node: "n"}).append(nil)
+	later[0] |= 1 << 7 // a flag that there is none of
+	later = binary.BigEndian.AppendUint32(later, crc32.Checksum(later, castagnoli))
+	err := s.update(func(tx *bbolt.Tx) error { return tx.Bucket(table.bucket).Put([]byte("k"), later) })
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = OpenStore(path); err != nil || s.aside != "" {
+		t.Fatalf("put aside as %q, %v", s.aside, err)
+	}
+	defer s.Close()
+	if _, err := s.Table("node1", TableConfig{Name: "test"}); !errors.Is(err, errLater) {
+		t.Errorf("got %v, want %v", err, errLater)
+	}
+	if _, err := s.Table("node1", TableConfig{Name: "another"}); err != nil {
+		t.Errorf("another table: %v", err)
 	}
 }

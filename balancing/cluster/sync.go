@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -73,6 +74,7 @@ type exchange struct {
 	advertise bool                  // there is news of a peer that others may lack
 	changed   bool                  // there is news since the mark on the disk
 	complain  map[complaint]time.Time
+	pushed    map[string]uint64 // number of the latest push of each peer
 
 	started, marked time.Time
 	seen            time.Time // when this node last agreed with a peer, or was the only one
@@ -110,7 +112,7 @@ func (w *want) late(now time.Time) bool {
 
 func (x *exchange) init() {
 	x.number = rand.Uint64() // answers to an earlier start of this node are not taken for one to this
-	x.wants, x.queue, x.complain = map[wanted]*want{}, map[string][]Document{}, map[complaint]time.Time{}
+	x.wants, x.queue, x.complain, x.pushed = map[wanted]*want{}, map[string][]Document{}, map[complaint]time.Time{}, map[string]uint64{}
 }
 
 // run owns the state of the exchange.
@@ -145,9 +147,7 @@ func (m *Member) handle(e *event) {
 	case e.changed != "":
 		m.member(e.changed, e.state)
 	case e.conflict != "":
-		if m.due(e.conflict, "name", e.at) {
-			m.c.Log.Error("two nodes have one name", "peer", e.conflict, "addr", e.addresses[0], "other", e.addresses[1])
-		}
+		m.collide(Conflict{e.conflict, e.addresses[0], e.addresses[1], e.at})
 	}
 }
 
@@ -180,6 +180,7 @@ func (m *Member) forget(name string) {
 		}
 	}
 	delete(m.x.queue, name)
+	delete(m.x.pushed, name)
 	if m.x.source == name {
 		m.x.source = ""
 	}
@@ -233,7 +234,7 @@ func (m *Member) hear(e *event) {
 		}
 	case kindPush:
 		durable := doc != nil && m.merge(&g, doc) == nil
-		m.send(g.from, ackOf(m.c.Self, g.number, durable))
+		m.acknowledge(&g, durable)
 	case kindAck:
 		m.answered(g.number, g.from, g.flags == 1)
 	case kindState:
@@ -245,6 +246,17 @@ func (m *Member) hear(e *event) {
 	case kindDone:
 		m.done(&g)
 	}
+}
+
+// acknowledge answers a push. One that comes again shows that datagrams get lost.
+func (m *Member) acknowledge(g *message, durable bool) {
+	ack := ackOf(m.c.Self, g.number, durable)
+	if g.number <= m.x.pushed[g.from] {
+		m.reliably(g.from, job{ack, [][]byte{nil}})
+		return
+	}
+	m.x.pushed[g.from] = g.number
+	m.send(g.from, ack)
 }
 
 // heard notes that a peer was heard.
@@ -534,23 +546,31 @@ func (m *Member) minute(now time.Time) {
 
 // skew finds out whether this node's clock is off: against the median of its peers.
 func (m *Member) skew(now time.Time) {
-	var all []time.Duration
+	type reading struct {
+		peer string
+		skew time.Duration
+	}
+	var all []reading
 	m.mu.Lock()
-	for _, p := range m.peers {
+	for name, p := range m.peers {
 		if p.state == Alive && p.measured && now.Sub(p.heard) < skewWithin {
-			all = append(all, p.skew)
+			all = append(all, reading{name, p.skew})
 		}
 	}
 	m.mu.Unlock()
-	var median time.Duration
+	var median reading
 	if len(all) > 0 {
-		slices.Sort(all)
+		slices.SortFunc(all, func(a, b reading) int { return cmp.Or(cmp.Compare(a.skew, b.skew), cmp.Compare(a.peer, b.peer)) })
 		median = all[len(all)/2]
 	}
-	off := median.Abs() > MaxAhead
-	m.c.Store.Clock().setOff(off)
+	off := median.skew.Abs() > MaxAhead
+	var why error
+	if off {
+		why = errSkew(median.peer, median.skew)
+	}
+	m.c.Store.Clock().setOff(why)
 	if off && m.due(m.c.Self, "clock", now) {
-		m.c.Log.Error("own clock differs from those of the peers: this node writes nothing", "by", -median.Round(time.Millisecond), "most", MaxAhead)
+		m.c.Log.Error("clocks differ: this node writes nothing until one of them is set", "peer", median.peer, "by", median.skew.Round(time.Millisecond), "most", MaxAhead)
 	}
 	// The clock was ahead and is right now: by the peers, or because there is nobody else.
 	right := len(all) > 0 && !off || len(m.alive()) == 0 && len(m.seeds()) == 0

@@ -112,10 +112,10 @@ func (t *Table) load() error {
 		if b == nil {
 			return nil
 		}
-		return b.ForEach(func(k, v []byte) error {
+		return b.ForEach(func(_, v []byte) error {
 			i, err := parseRecord(v)
-			if err != nil || i.Key != string(k) {
-				return errDamaged
+			if err != nil {
+				return err
 			}
 			// Check is for what is new: what it refuses since an update stays until it is dropped.
 			if i, ok := i.at(now, t.c.TombstoneLife); ok {

@@ -391,7 +391,7 @@ func TestMergeRefusesStampsFromTheFuture(t *testing.T) {
 		if _, err := a.Merge(part); err != nil || live(a) != "k=v l=own" {
 			t.Errorf("when its time has come: %v, %q", err, live(a))
 		}
-		a.store.Clock().setOff(true)
+		a.store.Clock().setOff(ErrOwnClock)
 		if err := a.Put("k", nil, time.Time{}); !errors.Is(err, ErrOwnClock) {
 			t.Errorf("own clock off: got %v", err)
 		}
