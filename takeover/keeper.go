@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,20 +15,11 @@ import (
 const (
 	linkTimeout = time.Second            // for one call of the link
 	retryAfter  = 200 * time.Millisecond // a step that failed is tried again
-
-	// announceEvery is how often a held VIP is announced after the burst of its
-	// claim: neighbours that lost an announcement, or a switch that forgot the port,
-	// learn again.
-	announceEvery = 30 * time.Second
 )
 
 // RenewEvery is how often a VIP that is held is added to its [Link] again: a quarter of
 // the kernel's lease on it.
 const RenewEvery = 500 * time.Millisecond
-
-// burst is when a VIP is announced after its claim. One second is the time for which
-// a Linux neighbour does not let a fresh ARP entry be changed.
-var burst = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second}
 
 // Config is what a [Keeper] works with. All fields but Resync must be set.
 type Config struct {
@@ -44,6 +34,25 @@ type Config struct {
 	// Held is called by Run whenever the set of VIPs on the link has changed, with
 	// all of them, sorted. It must not block; the slice is its own.
 	Held func([]netip.Addr)
+
+	// Rules returns what else to go by; nil for the zero Rules. It must not block.
+	Rules func() Rules
+
+	// Vouch lets the reports of the time given renew the lease by which the kernel lets VIPs
+	// through, and returns when one has left. It is called only with a fence, which is
+	// there only with a Vouch.
+	Vouch func(context.Context, time.Duration) error
+
+	// Leaving is told which VIPs go to a peer in order: no longer to be offered, and their
+	// connections to be ended when what is asked by them is answered. It returns those of
+	// them that are still busy, and must not block. Nil for no such care.
+	Leaving func([]netip.Addr) []netip.Addr
+
+	// Cut is told when this node finds itself cut off, and when that is over; Touched when
+	// the interface or its addresses were changed by others, by a goroutine of its own.
+	// Either may be nil.
+	Cut     func(bool)
+	Touched func()
 
 	// Resync is the longest time between two comparisons of link and plan; 0 means
 	// 3 s.
@@ -67,6 +76,12 @@ type Keeper struct {
 
 	// What follows belongs to Run.
 
+	rules     Rules // of the present pass
+	cut       bool
+	witnessed time.Time // when the witnesses were asked last
+	fence     fencing
+	watch     watch
+
 	on       map[netip.Addr]bool // all addresses on the link
 	vips     []*vip              // of the site, in the order of the plan; then those dropped from it
 	reported []netip.Addr        // what Held was last told
@@ -84,6 +99,15 @@ type vip struct {
 	rival balancing.NodeID // on-line peer that reports to hold it too
 	from  balancing.NodeID // peer that reported to hold it, and was heard of ever since
 
+	going time.Time // since when it is to go to a peer in order; zero if it is not
+	stays bool      // all the same it stays for now
+
+	confirm   time.Time // when the gateway is asked about it next; zero if that is not due
+	unheard   bool      // the gateway does not answer questions from it
+	station   string    // other station that answers for it too, "" for none
+	sighted   time.Time // when that was seen last
+	claimedAt time.Time
+
 	err   string    // of the last step, "" if it went well
 	retry time.Time // when a failed step may be tried again; zero for at once
 }
@@ -91,6 +115,10 @@ type vip struct {
 // Status is what a [Keeper] wants and has.
 type Status struct {
 	VIPs []VIPStatus `json:"vips"` // in the order of [Plan]
+
+	Cut    bool   `json:"cut,omitempty"`    // this node is cut off, and holds nothing
+	Fenced bool   `json:"fenced,omitempty"` // the kernel lets VIPs through only while reports leave
+	Fence  string `json:"fence,omitempty"`  // why there is no fence although there should be one
 }
 
 // VIPStatus is one VIP as seen by one node.
@@ -99,7 +127,8 @@ type VIPStatus struct {
 	Planned balancing.NodeID `json:"planned,omitempty"` // who should hold it, "" for nobody
 	Reason  Reason           `json:"reason"`            // why
 	Held    bool             `json:"held"`              // it is on this node's link
-	Err     string           `json:"err,omitempty"`     // of the last step with it here
+	Leaving bool             `json:"leaving,omitempty"` // it goes to a peer as soon as clients have their answers
+	Err     string           `json:"err,omitempty"`     // of the last step with it here, or what else is amiss with it
 }
 
 // New returns a keeper that does nothing until Run.
@@ -108,6 +137,7 @@ func New(cfg Config) *Keeper {
 		cfg.Resync = 3 * time.Second
 	}
 	k := &Keeper{cfg: cfg, on: make(map[netip.Addr]bool)}
+	k.watch.seen = make(chan Sighting, maxSightings)
 	k.status.Store(&Status{})
 	return k
 }
@@ -120,12 +150,15 @@ func (k *Keeper) Status() Status { return *k.status.Load() }
 func (k *Keeper) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer k.watch.end()
 	for {
 		select {
 		case <-ctx.Done():
 			k.leave(context.WithoutCancel(ctx))
 			return nil
 		case <-k.cfg.Changed:
+		case s := <-k.watch.seen:
+			k.sight(s)
 		case <-timer.C:
 		}
 		timer.Reset(k.pass(ctx))
@@ -135,15 +168,22 @@ func (k *Keeper) Run(ctx context.Context) error {
 // pass makes the link match the plan, as far as can be at the moment, and returns when
 // it should be looked at again at the latest. Every step may be repeated.
 func (k *Keeper) pass(ctx context.Context) time.Duration {
+	if k.cfg.Rules != nil {
+		k.rules = k.cfg.Rules()
+	}
 	k.list(ctx)
+	k.isolate(ctx)
 	v := k.look()
+	k.fenceIn(ctx, v)
+	k.watchFor(ctx)
+	k.leavers(v)
 	now := time.Now()
 	for _, e := range k.vips {
 		if !e.retry.After(now) {
 			e.retry = time.Time{}
 		}
 		switch {
-		case k.mayHold(e):
+		case k.mayHold(e), e.stays:
 		case k.on[e.VIP]:
 			k.release(ctx, e)
 		default:
@@ -151,14 +191,18 @@ func (k *Keeper) pass(ctx context.Context) time.Duration {
 		}
 	}
 	k.report() // at once: a peer may be waiting for it
-	k.claim(ctx, v)
-	k.report()
+	entitled := k.entitle(ctx, v)
+	if entitled {
+		k.claim(ctx, v)
+		k.report()
+	}
 	for _, e := range k.vips {
-		if k.on[e.VIP] && k.mayHold(e) {
+		if k.on[e.VIP] && (k.mayHold(e) || e.stays) {
 			k.keep(ctx, e)
 			k.announce(ctx, e, rival(v, k.cfg.Self, e.VIP))
 		}
 	}
+	k.confirm(ctx)
 	k.publish()
 	return k.rest()
 }
@@ -195,12 +239,16 @@ func (k *Keeper) look() *balancing.View {
 		}
 	}
 
+	if k.cut {
+		asIfCut(&v)
+	}
+
 	known := make(map[netip.Addr]*vip, len(k.vips))
 	for _, e := range k.vips {
 		known[e.VIP] = e
 	}
 	k.vips = nil
-	for _, a := range Plan(&v) {
+	for _, a := range Plan(&v, k.rules.Moved) {
 		e := known[a.VIP]
 		if e == nil {
 			e = new(vip)
@@ -225,131 +273,6 @@ func (e *vip) follow(v *balancing.View) {
 		e.from = r
 	} else if n := v.Node(e.from); n == nil || !n.Online && n.State != balancing.Leaving {
 		e.from = "" // it fell silent: who knows what is on its interface
-	}
-}
-
-// mayHold reports whether this node may go on holding e: because it serves, or as a last
-// resort.
-func (k *Keeper) mayHold(e *vip) bool {
-	return e.Node == k.cfg.Self && e.Reason != ReasonWaiting
-}
-
-// mayClaim reports whether this node should claim e now: it is planned here, and no peer
-// reports to hold it still. This node serves then, for what it holds as a last resort is
-// on the link.
-func (k *Keeper) mayClaim(e *vip, v *balancing.View) bool {
-	return k.mayHold(e) && !k.on[e.VIP] && e.retry.IsZero() && rival(v, k.cfg.Self, e.VIP) == ""
-}
-
-// rival returns an on-line peer that reports to hold vip, or "".
-func rival(v *balancing.View, self balancing.NodeID, vip netip.Addr) balancing.NodeID {
-	for i := range v.Nodes {
-		if n := &v.Nodes[i]; n.ID != self && n.Holds(vip) {
-			return n.ID
-		}
-	}
-	return ""
-}
-
-func (k *Keeper) release(ctx context.Context, e *vip) {
-	if err := call(ctx, k.cfg.Link.Remove, e.VIP); err != nil {
-		k.fail(ctx, e, "vip release failed", err)
-		return
-	}
-	delete(k.on, e.VIP)
-	e.err, e.due, e.rival = "", time.Time{}, ""
-	k.cfg.Log.Info("vip released", "vip", e.VIP, "reason", e.Reason, "peer", e.Node)
-}
-
-// claim claims what should be claimed. What a peer has just said to have released is not
-// probed for: nobody answers for it. The probes take a while, so all are made at the same
-// time, and afterwards the plan must still say so.
-func (k *Keeper) claim(ctx context.Context, v *balancing.View) {
-	var wanted []*vip
-	for _, e := range k.vips {
-		if k.mayClaim(e, v) {
-			wanted = append(wanted, e)
-		}
-	}
-	if len(wanted) == 0 {
-		return
-	}
-	errs := make([]error, len(wanted))
-	var probes sync.WaitGroup
-	for i, e := range wanted {
-		if e.from == "" {
-			probes.Go(func() { errs[i] = call(ctx, k.probe, e.VIP) })
-		}
-	}
-	probes.Wait()
-
-	v = k.look()
-	for i, e := range wanted {
-		if !k.mayClaim(e, v) {
-			continue
-		}
-		err := errs[i]
-		if err == nil && len(k.held()) >= balancing.MaxHeld {
-			err = fmt.Errorf("claim %s: this node holds %d VIPs already, the most it can", e.VIP, balancing.MaxHeld)
-		}
-		if err == nil {
-			err = call(ctx, k.cfg.Link.Add, e.VIP)
-		}
-		if err != nil {
-			k.fail(ctx, e, "vip claim failed", err)
-			continue
-		}
-		k.on[e.VIP], e.from = true, ""
-		e.err, e.due, e.renew = "", time.Time{}, time.Now().Add(RenewEvery)
-		k.cfg.Log.Info("vip claimed", "vip", e.VIP, "reason", e.Reason, "peer", v.Home(e.VIP).ID)
-	}
-}
-
-// probe returns an error unless it is certain that nobody answers for vip.
-func (k *Keeper) probe(ctx context.Context, vip netip.Addr) error {
-	answered, err := k.cfg.Link.Probe(ctx, vip)
-	if err == nil && answered {
-		err = fmt.Errorf("claim %s: another host answers for it", vip)
-	}
-	return err
-}
-
-// keep renews the kernel's lease on e when that is due.
-func (k *Keeper) keep(ctx context.Context, e *vip) {
-	now := time.Now()
-	if e.renew.After(now) {
-		return
-	}
-	e.renew = now.Add(RenewEvery)
-	if err := call(ctx, k.cfg.Link.Add, e.VIP); err != nil {
-		k.fail(ctx, e, "vip not renewed", err)
-	}
-}
-
-// announce sends the announcement of e that is due, if one is. The burst begins when e
-// is new here, when a peer is found to hold it too, and when that peer has given in:
-// its own announcements may have been the last that the neighbours heard.
-func (k *Keeper) announce(ctx context.Context, e *vip, rival balancing.NodeID) {
-	now := time.Now()
-	if rival != "" && rival != e.rival {
-		k.cfg.Log.Warn("address conflict", "vip", e.VIP, "peer", rival)
-	}
-	if e.due.IsZero() || rival != e.rival {
-		e.since, e.sent, e.due, e.rival = now, 0, now, rival
-	}
-	if e.due.After(now) {
-		return
-	}
-	if err := call(ctx, k.cfg.Link.Announce, e.VIP); err != nil {
-		e.due = now.Add(retryAfter)
-		k.fail(ctx, e, "vip announcement failed", err)
-		return
-	}
-	e.err = ""
-	if e.sent++; e.sent < len(burst) {
-		e.due = e.since.Add(burst[e.sent])
-	} else {
-		e.due = now.Add(announceEvery)
 	}
 }
 
@@ -386,31 +309,66 @@ func (k *Keeper) report() {
 }
 
 func (k *Keeper) publish() {
-	s := &Status{VIPs: make([]VIPStatus, len(k.vips))}
+	s := &Status{
+		VIPs: make([]VIPStatus, len(k.vips)), Cut: k.cut,
+		Fenced: len(k.fence.vips) > 0 && k.fence.err == "", Fence: k.fence.err,
+	}
 	for i, e := range k.vips {
-		s.VIPs[i] = VIPStatus{VIP: e.VIP, Planned: e.Node, Reason: e.Reason, Held: k.on[e.VIP], Err: e.err}
+		s.VIPs[i] = VIPStatus{VIP: e.VIP, Planned: e.Node, Reason: e.Reason, Held: k.on[e.VIP], Leaving: !e.going.IsZero(), Err: e.amiss()}
 	}
 	k.status.Store(s)
+}
+
+// amiss returns what an operator should know of e, "" for nothing.
+func (e *vip) amiss() string {
+	switch {
+	case e.err != "":
+		return e.err
+	case e.station != "":
+		return fmt.Sprintf("%s answers for it too: another host has this address", e.station)
+	case e.unheard:
+		return unheardReason
+	}
+	return ""
 }
 
 // rest returns how long there is nothing to do, unless the view changes.
 func (k *Keeper) rest() time.Duration {
 	now := time.Now()
 	next := now.Add(k.cfg.Resync)
-	for _, e := range k.vips {
-		if !e.retry.IsZero() && e.retry.Before(next) {
-			next = e.retry
+	sooner := func(at time.Time) {
+		if at.Before(next) {
+			next = at
 		}
-		if k.on[e.VIP] && k.mayHold(e) {
-			for _, due := range []time.Time{e.due, e.renew} {
-				if due.Before(next) {
-					next = due
-				}
-			}
+	}
+	if k.cut && !k.witnessed.IsZero() {
+		sooner(k.witnessed.Add(witnessEvery))
+	}
+	for _, e := range k.vips {
+		if e.station != "" && now.Sub(e.sighted) >= conflictWord {
+			e.station = ""
+		}
+		if !e.retry.IsZero() {
+			sooner(e.retry)
+		}
+		if !k.on[e.VIP] || !k.mayHold(e) && !e.stays {
+			continue
+		}
+		sooner(e.due)
+		sooner(e.renew)
+		if !e.confirm.IsZero() {
+			sooner(e.confirm)
+		}
+		if e.stays {
+			sooner(now.Add(leaveCheck))
 		}
 	}
 	return next.Sub(now)
 }
+
+// leaveCheck is the pause between two looks at a VIP that stays only until clients have
+// their answers.
+const leaveCheck = 20 * time.Millisecond
 
 // leave gives up all VIPs.
 func (k *Keeper) leave(ctx context.Context) {

@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -39,6 +41,7 @@ type cluster struct {
 
 	mu    sync.Mutex
 	nodes []balancing.Node
+	rules takeover.Rules
 	log   strings.Builder // of all keepers, since the last command
 }
 
@@ -51,6 +54,8 @@ type host struct {
 	keeper  *takeover.Keeper
 	dead    atomic.Bool  // what the keeper says does not count any more
 	held    []netip.Addr // what it reports to hold; guarded by cluster.mu
+	busy    []netip.Addr // by which clients wait for an answer; guarded by cluster.mu
+	lapsed  atomic.Bool  // it has no right to hold anything
 }
 
 // Write takes a line of the keeper's log.
@@ -71,6 +76,18 @@ func newCluster(t *testing.T, nodes int) *cluster {
 		c.hosts[id] = &host{cluster: c, id: id, link: c.lan.Host(string(id)), changed: make(chan struct{}, 1)}
 	}
 	return c
+}
+
+// rule changes the rules that all keepers go by.
+func (c *cluster) rule(change func(*takeover.Rules)) {
+	c.mu.Lock()
+	moved := maps.Clone(c.rules.Moved)
+	change(&c.rules)
+	if c.rules.Moved == nil {
+		c.rules.Moved = moved
+	}
+	c.mu.Unlock()
+	c.set("", nil)
 }
 
 // set changes what the site knows of a node.
@@ -113,6 +130,22 @@ func (c *cluster) start(h *host, state balancing.State) {
 			time.AfterFunc(reportDelay, func() {
 				c.set(h.id, func(n *balancing.Node) { n.Held = h.held })
 			})
+		},
+		Rules: func() takeover.Rules {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.rules
+		},
+		Vouch: func(context.Context, time.Duration) error {
+			if h.lapsed.Load() {
+				return errors.New("lapsed")
+			}
+			return nil
+		},
+		Leaving: func(vips []netip.Addr) []netip.Addr {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return h.busy
 		},
 		Log: slog.New(slog.NewTextHandler(h, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey {
@@ -165,12 +198,32 @@ func (c *cluster) do(line string) {
 		}
 		return f[i]
 	}
-	if arg(0) == "wait" {
-		d, err := time.ParseDuration(arg(1))
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		time.Sleep(d)
+	switch arg(0) {
+	case "wait":
+		time.Sleep(c.duration(arg(1)))
+		return
+	case "gateway": // deaf|learns ADDR...: there are these
+		c.lan.Gateway(arg(1) == "learns", c.addrs(f[2:])...)
+		return
+	case "partition": // POLICY
+		c.rule(func(r *takeover.Rules) { c.check(r.Partition.UnmarshalText([]byte(arg(1)))) })
+		synctest.Wait()
+		return
+	case "fence": // LEASE
+		c.rule(func(r *takeover.Rules) { r.Lease = c.duration(arg(1)) })
+		synctest.Wait()
+		return
+	case "grace": // TIME
+		c.rule(func(r *takeover.Rules) { r.Grace = c.duration(arg(1)) })
+		return
+	case "move": // VIP [NODE]: an operator wants it there, or where it belongs
+		c.rule(func(r *takeover.Rules) {
+			r.Moved = map[netip.Addr]balancing.NodeID{}
+			if len(f) > 2 {
+				r.Moved[c.addrs(f[1:2])[0]] = balancing.NodeID(f[2])
+			}
+		})
+		synctest.Wait()
 		return
 	}
 	h := c.hosts[balancing.NodeID(arg(1))]
@@ -213,6 +266,18 @@ func (c *cluster) do(line string) {
 		} else {
 			h.link.Fail(errors.New(strings.Join(f[2:], " ")))
 		}
+	case "lapse": // NODE: it has no right to hold anything any more
+		h.lapsed.Store(true)
+	case "restore": // NODE: it has again
+		h.lapsed.Store(false)
+	case "busy": // NODE [VIP...]: clients wait for answers by these
+		c.mu.Lock()
+		h.busy = c.addrs(f[2:])
+		c.mu.Unlock()
+	case "see": // NODE VIP STATION: another station answers for it
+		station, err := net.ParseMAC(arg(3))
+		c.check(err)
+		h.link.See(c.addrs(f[2:3])[0], station)
 	case "status": // NODE: what the keeper shows
 		for _, s := range h.keeper.Status().VIPs {
 			fmt.Fprintf(h, "node=%s vip=%s planned=%s reason=%q held=%v err=%q\n", h.id, s.VIP, s.Planned, s.Reason, s.Held, s.Err)
@@ -227,6 +292,12 @@ func (c *cluster) check(err error) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+func (c *cluster) duration(text string) time.Duration {
+	d, err := time.ParseDuration(text)
+	c.check(err)
+	return d
 }
 
 func (c *cluster) state(name string) (s balancing.State) {
@@ -369,7 +440,7 @@ func (c *cluster) checkSettled(seed uint64) {
 	c.mu.Lock()
 	v := &balancing.View{Nodes: c.nodes}
 	c.mu.Unlock()
-	for _, a := range takeover.Plan(v) {
+	for _, a := range takeover.Plan(v, nil) {
 		want := []string{string(a.Node)}
 		if a.Node == "" || a.Reason == takeover.ReasonWaiting {
 			want = nil

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // LoopbackLink is a [Link] without privileges for nodes that are processes of one
@@ -100,6 +101,22 @@ func (l *LoopbackLink) Probe(_ context.Context, vip netip.Addr) (bool, error) {
 		return false, fmt.Errorf("probe for %s: %w", vip, err)
 	}
 	return false, c.Close()
+}
+
+// Confirm does nothing: there is no gateway on loopback.
+func (l *LoopbackLink) Confirm(context.Context, netip.Addr) (bool, error) { return true, nil }
+
+// Gateways returns none.
+func (l *LoopbackLink) Gateways(context.Context) ([]netip.Addr, error) { return nil, nil }
+
+// Fence does nothing: the address of a process that dies is free at once. That of one that
+// is frozen is not.
+func (l *LoopbackLink) Fence(context.Context, []netip.Addr, time.Duration) error { return nil }
+
+// Watch sees nothing: nobody else has a hand in the sockets of this process.
+func (l *LoopbackLink) Watch(ctx context.Context, _ []netip.Addr, _ func(Sighting)) error {
+	<-ctx.Done()
+	return nil
 }
 
 func (l *LoopbackLink) bind(vip netip.Addr) (*net.UDPConn, error) {

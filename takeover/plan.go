@@ -27,11 +27,12 @@ const (
 	ReasonWaiting                  // its home node is about to serve: nobody claims it until then
 	ReasonStandIn                  // the next in order for the silent home node
 	ReasonLastResort               // its home node does not serve but holds it, and nobody else could
+	ReasonMoved                    // an operator wants it there
 )
 
 var reasonNames = [...]string{
 	ReasonNobody: "nobody", ReasonHome: "home", ReasonHolder: "holder",
-	ReasonWaiting: "waiting for home", ReasonStandIn: "stand-in", ReasonLastResort: "last resort",
+	ReasonWaiting: "waiting for home", ReasonStandIn: "stand-in", ReasonLastResort: "last resort", ReasonMoved: "moved",
 }
 
 func (r Reason) String() string {
@@ -55,54 +56,97 @@ func (r *Reason) UnmarshalText(b []byte) error {
 	return fmt.Errorf("%q is not a reason for an assignment", b)
 }
 
-// Plan assigns each VIP of the site, in the order of v.Nodes and their Home, which
-// name no VIP twice. It does not look at v.Self: nodes that know the same of the
-// site come to the same plan.
-func Plan(v *balancing.View) []Assignment {
+// Plan assigns each VIP of the site, in the order of v.Nodes and their Home, which name no
+// VIP twice. Moved names the nodes that an operator wants some VIPs to be at; it counts
+// while they serve. Plan does not look at v.Self: nodes that know the same of the site come
+// to the same plan.
+//
+// What a node must take over goes to the first in order that has not more than its share
+// of all VIPs by capacity, so that the end of one node does not weigh upon one other.
+func Plan(v *balancing.View, moved map[netip.Addr]balancing.NodeID) []Assignment {
 	var plan []Assignment
+	shares := make([]int, len(v.Nodes)) // how many VIPs each node has by the plan so far
+	settled := func(a Assignment, node int, reason Reason) {
+		a.Node, a.Reason = v.Nodes[node].ID, reason
+		shares[node]++
+		plan = append(plan, a)
+	}
 	for i := range v.Nodes {
-		home := &v.Nodes[i]
-		for _, vip := range home.Home {
-			node, reason := assign(v, home, vip)
-			plan = append(plan, Assignment{VIP: vip, Node: node, Reason: reason})
+		for _, vip := range v.Nodes[i].Home {
+			a := Assignment{VIP: vip}
+			if node, reason := settle(v, i, vip, moved[vip]); node >= 0 {
+				settled(a, node, reason)
+			} else {
+				plan = append(plan, a)
+			}
+		}
+	}
+	most := bounds(v, len(plan))
+	at := 0
+	for i := range v.Nodes {
+		for _, vip := range v.Nodes[i].Home {
+			a := &plan[at]
+			at++
+			if a.Node != "" {
+				continue
+			}
+			standIn := first(v, vip, func(k int, n *balancing.Node) bool { return n.Serves() && shares[k] < most[k] })
+			switch {
+			case standIn >= 0:
+				a.Node, a.Reason = v.Nodes[standIn].ID, ReasonStandIn
+				shares[standIn]++
+			case v.Nodes[i].Holds(vip):
+				a.Node, a.Reason = v.Nodes[i].ID, ReasonLastResort // better than dark
+			}
 		}
 	}
 	return plan
 }
 
-func assign(v *balancing.View, home *balancing.Node, vip netip.Addr) (balancing.NodeID, Reason) {
-	if home.Serves() {
-		return home.ID, ReasonHome
+// settle returns the place of the node that holds vip, or will in a moment, with nobody's
+// taking over; -1 if somebody must.
+func settle(v *balancing.View, home int, vip netip.Addr, moved balancing.NodeID) (int, Reason) {
+	if i := v.Place(moved); i >= 0 && v.Nodes[i].Serves() {
+		return i, ReasonMoved
 	}
-	holds := func(n *balancing.Node) bool { return n.Serves() && n.Holds(vip) }
-	if id := first(v, vip, holds); id != "" {
-		return id, ReasonHolder
+	if v.Nodes[home].Serves() {
+		return home, ReasonHome
 	}
-	if home.Online && home.State == balancing.Joining {
-		return home.ID, ReasonWaiting // else each start of a site would shuffle all VIPs
+	if i := first(v, vip, func(_ int, n *balancing.Node) bool { return n.Serves() && n.Holds(vip) }); i >= 0 {
+		return i, ReasonHolder
 	}
-	if id := first(v, vip, (*balancing.Node).Serves); id != "" {
-		return id, ReasonStandIn
+	if h := &v.Nodes[home]; h.Online && h.State == balancing.Joining {
+		return home, ReasonWaiting // else each start of a site would shuffle all VIPs
 	}
-	if home.Holds(vip) {
-		return home.ID, ReasonLastResort // better than dark
-	}
-	return "", ReasonNobody
+	return -1, ReasonNobody
 }
 
-// first returns the node with the highest score for vip among those that are fit,
-// or "" if none is (rendezvous hashing: a node that goes or comes moves no VIPs but
-// its own).
-func first(v *balancing.View, vip netip.Addr, fit func(*balancing.Node) bool) balancing.NodeID {
-	var best balancing.NodeID
-	var highest float64
+// bounds returns the share of each node in all VIPs, by the capacities of those that serve.
+func bounds(v *balancing.View, vips int) []int {
+	total := 0.
+	for i := range v.Nodes {
+		if n := &v.Nodes[i]; n.Serves() {
+			total += n.Capacity
+		}
+	}
+	most := make([]int, len(v.Nodes))
+	for i := range v.Nodes {
+		most[i] = int(math.Ceil(float64(vips) * v.Nodes[i].Capacity / total))
+	}
+	return most
+}
+
+// first returns the place of the node with the highest score for vip among those that are
+// fit, or -1 if none is (rendezvous hashing).
+func first(v *balancing.View, vip netip.Addr, fit func(int, *balancing.Node) bool) int {
+	best, highest := -1, 0.
 	for i := range v.Nodes {
 		n := &v.Nodes[i]
-		if !fit(n) {
+		if !fit(i, n) {
 			continue
 		}
-		if s := score(n, vip); best == "" || s > highest {
-			best, highest = n.ID, s
+		if s := score(n, vip); best < 0 || s > highest {
+			best, highest = i, s
 		}
 	}
 	return best

@@ -50,34 +50,50 @@ func vipOf(home int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte
 func TestPlan(t *testing.T) {
 	// By rendezvous, the order for the VIP of n1 is n3 n2 n1, for that of n2 n1 n2 n3,
 	// and for that of n3 n2 n1 n3.
-	for _, c := range []struct{ name, site, want string }{
-		{"all well", "ok ok ok", "n1 home, n2 home, n3 home"},
-		{"degraded serves", "degraded ok ok", "n1 home, n2 home, n3 home"},
-		{"silent node", "off ok ok", "n3 stand-in, n2 home, n3 home"},
-		{"stand-in keeps what it holds", "off ok:n1 ok", "n2 holder, n2 home, n3 home"},
-		{"two hold it", "off ok:n1 ok:n1", "n3 holder, n2 home, n3 home"},
-		{"holder is not well", "off ok sick:n1", "n2 stand-in, n2 home, n2 stand-in"},
-		{"holder is off-line", "off ok off:n1", "n2 stand-in, n2 home, n2 stand-in"},
-		{"home is back, still joining, holder keeps it", "joining ok:n1 ok", "n2 holder, n2 home, n3 home"},
-		{"home is back and well", "ok ok ok:n1", "n1 home, n2 home, n3 home"},
-		{"start of a site", "joining joining ok", "n1 waiting for home, n2 waiting for home, n3 home"},
-		{"sick node", "sick:n1 ok ok", "n3 stand-in, n2 home, n3 home"},
-		{"draining node", "draining:n1 ok ok", "n3 stand-in, n2 home, n3 home"},
-		{"sick and alone", "sick:n1 off off", "n1 last resort, nobody, nobody"},
-		{"sick, alone and dark", "sick off off", "nobody, nobody, nobody"},
-		{"sick stand-in", "sick:n1,n2 off off", "n1 last resort, nobody, nobody"},
-		{"all off-line", "off off off", "nobody, nobody, nobody"},
-		{"one left", "off ok off", "n2 stand-in, n2 home, n2 stand-in"},
-		{"no nodes", "", ""},
+	for _, c := range []struct{ name, site, want, moved string }{
+		{"all well", "ok ok ok", "n1 home, n2 home, n3 home", ""},
+		{"degraded serves", "degraded ok ok", "n1 home, n2 home, n3 home", ""},
+		{"silent node", "off ok ok", "n3 stand-in, n2 home, n3 home", ""},
+		{"stand-in keeps what it holds", "off ok:n1 ok", "n2 holder, n2 home, n3 home", ""},
+		{"two hold it", "off ok:n1 ok:n1", "n3 holder, n2 home, n3 home", ""},
+		{"holder is not well", "off ok sick:n1", "n2 stand-in, n2 home, n2 stand-in", ""},
+		{"holder is off-line", "off ok off:n1", "n2 stand-in, n2 home, n2 stand-in", ""},
+		{"home is back, still joining, holder keeps it", "joining ok:n1 ok", "n2 holder, n2 home, n3 home", ""},
+		{"home is back and well", "ok ok ok:n1", "n1 home, n2 home, n3 home", ""},
+		{"start of a site", "joining joining ok", "n1 waiting for home, n2 waiting for home, n3 home", ""},
+		{"sick node", "sick:n1 ok ok", "n3 stand-in, n2 home, n3 home", ""},
+		{"draining node", "draining:n1 ok ok", "n3 stand-in, n2 home, n3 home", ""},
+		{"sick and alone", "sick:n1 off off", "n1 last resort, nobody, nobody", ""},
+		{"sick, alone and dark", "sick off off", "nobody, nobody, nobody", ""},
+		{"sick stand-in", "sick:n1,n2 off off", "n1 last resort, nobody, nobody", ""},
+		{"all off-line", "off off off", "nobody, nobody, nobody", ""},
+		{"one left", "off ok off", "n2 stand-in, n2 home, n2 stand-in", ""},
+		{"no nodes", "", "", ""},
+		{"more than one share goes to the next", "off off ok:n1 ok", "n3 holder, n4 stand-in, n3 home, n4 home", ""},
+		{"moved from home", "ok ok ok", "n2 moved, n2 home, n3 home", "n1>n2"},
+		{"moved from a stand-in", "off ok ok:n1", "n2 moved, n2 home, n3 home", "n1>n2"},
+		{"moved to one that does not serve", "ok draining ok", "n1 home, n1 stand-in, n3 home", "n1>n2"},
+		{"moved to one that is not there", "ok ok ok", "n1 home, n2 home, n3 home", "n1>n9"},
 	} {
 		var got []string
-		for _, a := range takeover.Plan(site(t, c.site)) {
+		for _, a := range takeover.Plan(site(t, c.site), movedTo(c.moved)) {
 			got = append(got, strings.TrimSpace(fmt.Sprint(a.Node, " ", a.Reason)))
 		}
 		if g := strings.Join(got, ", "); g != c.want {
 			t.Errorf("%s: plan of %q\n got %s\nwant %s", c.name, c.site, g, c.want)
 		}
 	}
+}
+
+// movedTo reads "n1>n2" as the VIP of n1 moved to n2.
+func movedTo(text string) map[netip.Addr]balancing.NodeID {
+	moved := map[netip.Addr]balancing.NodeID{}
+	for f := range strings.FieldsSeq(text) {
+		vip, to, _ := strings.Cut(f, ">")
+		home, _ := strconv.Atoi(vip[1:])
+		moved[vipOf(home)] = balancing.NodeID(to)
+	}
+	return moved
 }
 
 // randomSite has all combinations of states, capacities and holders, sane or not.
@@ -115,73 +131,115 @@ func score(n balancing.Node, vip netip.Addr) float64 {
 	return -n.Capacity / math.Log(math.Ldexp(float64(hash), -64))
 }
 
-// naive sorts all candidates by preference, and takes the first.
-func naive(v *balancing.View, vip netip.Addr) (balancing.NodeID, takeover.Reason) {
+// naive makes the plan by sorting all candidates for a VIP by preference, twice: first
+// without those that would take over, then with them, to see who has its share already.
+func naive(v *balancing.View, moved map[netip.Addr]balancing.NodeID) (plan []takeover.Assignment) {
 	type candidate struct {
 		node   balancing.Node
 		rank   int
 		reason takeover.Reason
 	}
-	var all []candidate
+	serves := func(n balancing.Node) bool {
+		return n.Online && (n.State == balancing.OK || n.State == balancing.Degraded)
+	}
+	best := func(vip netip.Addr, mayTakeOver func(balancing.Node) bool) takeover.Assignment {
+		var all []candidate
+		for _, n := range v.Nodes {
+			home, held := slices.Contains(n.Home, vip), slices.Contains(n.Held, vip)
+			switch {
+			case serves(n) && moved[vip] == n.ID:
+				all = append(all, candidate{n, 0, takeover.ReasonMoved})
+			case serves(n) && home:
+				all = append(all, candidate{n, 1, takeover.ReasonHome})
+			case serves(n) && held:
+				all = append(all, candidate{n, 2, takeover.ReasonHolder})
+			case n.Online && home && n.State == balancing.Joining:
+				all = append(all, candidate{n, 3, takeover.ReasonWaiting})
+			case serves(n) && mayTakeOver(n):
+				all = append(all, candidate{n, 4, takeover.ReasonStandIn})
+			case n.Online && home && held:
+				all = append(all, candidate{n, 5, takeover.ReasonLastResort})
+			}
+		}
+		if len(all) == 0 {
+			return takeover.Assignment{VIP: vip}
+		}
+		slices.SortStableFunc(all, func(a, b candidate) int {
+			if a.rank != b.rank {
+				return a.rank - b.rank
+			}
+			return cmp.Compare(score(b.node, vip), score(a.node, vip))
+		})
+		return takeover.Assignment{VIP: vip, Node: all[0].node.ID, Reason: all[0].reason}
+	}
+	var vips []netip.Addr
+	capacity := 0.
 	for _, n := range v.Nodes {
-		home := slices.Contains(n.Home, vip)
-		held := slices.Contains(n.Held, vip)
-		well := n.State == balancing.OK || n.State == balancing.Degraded
-		switch {
-		case !n.Online:
-		case well && home:
-			all = append(all, candidate{n, 1, takeover.ReasonHome})
-		case well && held:
-			all = append(all, candidate{n, 2, takeover.ReasonHolder})
-		case home && n.State == balancing.Joining:
-			all = append(all, candidate{n, 3, takeover.ReasonWaiting})
-		case well:
-			all = append(all, candidate{n, 4, takeover.ReasonStandIn})
-		case home && held:
-			all = append(all, candidate{n, 5, takeover.ReasonLastResort})
+		vips = append(vips, n.Home...)
+		if serves(n) {
+			capacity += n.Capacity
 		}
 	}
-	if len(all) == 0 {
-		return "", takeover.ReasonNobody
-	}
-	slices.SortStableFunc(all, func(a, b candidate) int {
-		if a.rank != b.rank {
-			return a.rank - b.rank
+	has := map[balancing.NodeID]int{}
+	for _, vip := range vips {
+		if a := best(vip, func(balancing.Node) bool { return false }); a.Node != "" && a.Reason != takeover.ReasonLastResort {
+			has[a.Node]++
 		}
-		return cmp.Compare(score(b.node, vip), score(a.node, vip))
-	})
-	return all[0].node.ID, all[0].reason
+	}
+	for _, vip := range vips {
+		a := best(vip, func(n balancing.Node) bool { return float64(has[n.ID])*capacity < float64(len(vips))*n.Capacity })
+		if a.Reason == takeover.ReasonStandIn {
+			has[a.Node]++
+		}
+		plan = append(plan, a)
+	}
+	return plan
 }
 
 func TestPlanIsThatOfItsNaiveTwin(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 20_000 {
 		v := randomSite(r)
-		plan := takeover.Plan(v)
-		var vips []netip.Addr
-		for _, a := range plan {
-			vips = append(vips, a.VIP)
-			if node, reason := naive(v, a.VIP); a.Node != node || a.Reason != reason {
-				t.Fatalf("plan for %s: got %q %s, want %q %s, view %+v", a.VIP, a.Node, a.Reason, node, reason, v)
-			}
-			if n := v.Node(a.Node); a.Node != "" && !n.Online {
-				t.Fatalf("plan for %s: %s is off-line, view %+v", a.VIP, a.Node, v)
-			}
-		}
-		var want []netip.Addr
+		moved := map[netip.Addr]balancing.NodeID{}
 		for _, n := range v.Nodes {
-			want = append(want, n.Home...)
+			for _, vip := range n.Home {
+				if r.IntN(4) == 0 {
+					moved[vip] = balancing.NodeID(fmt.Sprintf("n%02d", r.IntN(7)))
+				}
+			}
 		}
-		if !slices.Equal(vips, want) {
-			t.Fatalf("planned VIPs: got %v, want each once: %v", vips, want)
+		plan := takeover.Plan(v, moved)
+		if want := naive(v, moved); !slices.Equal(plan, want) {
+			t.Fatalf("plan: got %v, want %v, moved %v, view %+v", plan, want, moved, v)
 		}
+		checkPlan(t, v, plan)
 		for _, n := range v.Nodes {
 			as := *v
 			as.Self = n.ID
-			if got := takeover.Plan(&as); !slices.Equal(got, plan) {
+			if got := takeover.Plan(&as, moved); !slices.Equal(got, plan) {
 				t.Fatalf("plan as seen by %s: got %v, want %v", n.ID, got, plan)
 			}
 		}
+	}
+}
+
+// checkPlan checks what must hold of every plan: each VIP of the site is in it once, at a
+// node that is on-line; and at one if any serves.
+func checkPlan(t *testing.T, v *balancing.View, plan []takeover.Assignment) {
+	t.Helper()
+	var vips, want []netip.Addr
+	serving := slices.ContainsFunc(v.Nodes, func(n balancing.Node) bool { return n.Serves() })
+	for _, a := range plan {
+		vips = append(vips, a.VIP)
+		if n := v.Node(a.Node); a.Node != "" && !n.Online || a.Node == "" && serving {
+			t.Fatalf("plan for %s: %q, view %+v", a.VIP, a.Node, v)
+		}
+	}
+	for _, n := range v.Nodes {
+		want = append(want, n.Home...)
+	}
+	if !slices.Equal(vips, want) {
+		t.Fatalf("planned VIPs: got %v, want each once: %v", vips, want)
 	}
 }
 
@@ -197,18 +255,20 @@ func TestPlanSpreadsVIPsByCapacity(t *testing.T) {
 		v.Nodes[0].Home = append(v.Nodes[0].Home, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}))
 	}
 	share := make(map[balancing.NodeID]float64)
-	all := takeover.Plan(v)
+	all := takeover.Plan(v, nil)
 	for _, a := range all {
+		n := v.Node(a.Node)
+		n.Held = append(n.Held, a.VIP)
 		share[a.Node] += 1. / vips
 	}
 	for id, want := range map[balancing.NodeID]float64{"n1": .25, "n2": .25, "n3": .5} {
-		if math.Abs(share[id]-want) > 0.03 {
-			t.Errorf("share of %s: got %.3f, want about %.2f", id, share[id], want)
+		if math.Abs(share[id]-want) > 1./vips {
+			t.Errorf("share of %s: got %.3f, want %.2f", id, share[id], want)
 		}
 	}
 
 	v.Nodes[1].Online = false
-	for i, a := range takeover.Plan(v) {
+	for i, a := range takeover.Plan(v, nil) {
 		if was := all[i].Node; was != "n1" && a.Node != was {
 			t.Fatalf("%s moved from %s to %s although neither was lost", a.VIP, was, a.Node)
 		}
@@ -216,7 +276,7 @@ func TestPlanSpreadsVIPsByCapacity(t *testing.T) {
 }
 
 func TestReasonReadsWhatItWrites(t *testing.T) {
-	for r := takeover.ReasonNobody; r <= takeover.ReasonLastResort; r++ {
+	for r := takeover.ReasonNobody; r <= takeover.ReasonMoved; r++ {
 		text, err := r.MarshalText()
 		if err != nil {
 			t.Fatal(err)
@@ -244,7 +304,7 @@ func BenchmarkPlan(b *testing.B) {
 		b.Run(fmt.Sprint("nodes=", nodes), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				takeover.Plan(v)
+				takeover.Plan(v, nil)
 			}
 		})
 	}

@@ -21,10 +21,8 @@ package takeover
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
-
-	"peerage/takeover/internal/link"
+	"time"
 )
 
 // Link is one network interface: the addresses on it, as the kernel has them now,
@@ -45,14 +43,22 @@ type Link interface {
 	Announce(context.Context, netip.Addr) error
 	// Probe reports whether another host answers for the address.
 	Probe(context.Context, netip.Addr) (bool, error)
+	// Confirm reports whether the default gateway knows that the address, which is on the
+	// interface, is here. It is true where there is no gateway to know it.
+	Confirm(context.Context, netip.Addr) (bool, error)
+	// Gateways returns the default gateways that are reached by the interface; none where
+	// there are no neighbours to ask.
+	Gateways(context.Context) ([]netip.Addr, error)
+
+	// Fence makes the kernel drop what concerns any of the addresses, unless this node has
+	// sent a report marked with [Mark] within the lease, and from the moment on that this
+	// process is dead. No addresses remove the fence. It is nothing to do where an address
+	// goes with its process anyway.
+	Fence(ctx context.Context, vips []netip.Addr, lease time.Duration) error
+	// Watch reports what is seen of the addresses and the interface until ctx ends. The
+	// function may be called by several goroutines, and must not block.
+	Watch(ctx context.Context, vips []netip.Addr, saw func(Sighting)) error
 }
 
-// Linux returns the interface called ifname as a [Link]. VIPs are its addresses of
-// full length (/32, /128). It needs CAP_NET_ADMIN and CAP_NET_RAW.
-//
-// The interface is set up to answer ARP for nothing but its own addresses, and to
-// use nothing but them; where that is forbidden, a warning is logged. The caller
-// closes it.
-func Linux(ifname string, log *slog.Logger) (*link.Interface, error) {
-	return link.Open(ifname, log)
-}
+// Mark is the firewall mark of reports that renew the lease of a [Link]'s fence.
+const Mark = 0x50454552

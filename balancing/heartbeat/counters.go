@@ -3,8 +3,8 @@ package heartbeat
 import "sync/atomic"
 
 type counters struct {
-	sent, failed, accepted, asked, own, twins         atomic.Uint64
-	forged, malformed, unknown, replayed, clock, late atomic.Uint64
+	sent, failed, accepted, asked, own, twins                 atomic.Uint64
+	forged, malformed, unknown, replayed, clock, late, lapsed atomic.Uint64
 }
 
 // Counters is a copy of what an exchange has counted since it started, in datagrams.
@@ -22,7 +22,8 @@ type Counters struct {
 	Replayed  uint64 `json:"replayed"`  // not newer than one heard before
 	Clock     uint64 `json:"clock"`     // from a node whose clock differs by too much
 
-	Late uint64 `json:"late"` // times that this node itself woke too late to judge its peers
+	Late   uint64 `json:"late"`   // times that this node itself woke too late to judge its peers
+	Lapsed uint64 `json:"lapsed"` // times that its right to answer for VIPs lapsed: see [Exchange.Vouch]
 }
 
 // Refused counts what came in and was not accepted.
@@ -36,6 +37,6 @@ func (x *Exchange) Counters() Counters {
 	return Counters{
 		Sent: c.sent.Load(), Failed: c.failed.Load(), Accepted: c.accepted.Load(), Asked: c.asked.Load(), Own: c.own.Load(), Twins: c.twins.Load(),
 		Forged: c.forged.Load(), Malformed: c.malformed.Load(), Unknown: c.unknown.Load(),
-		Replayed: c.replayed.Load(), Clock: c.clock.Load(), Late: c.late.Load(),
+		Replayed: c.replayed.Load(), Clock: c.clock.Load(), Late: c.late.Load(), Lapsed: c.lapsed.Load(),
 	}
 }

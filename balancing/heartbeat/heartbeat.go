@@ -60,8 +60,13 @@ type Config struct {
 	Changed  balancing.Settings
 	Keep     func(balancing.Settings)
 
-	OfflineAfter int    // periods of silence after which a peer is off-line
-	Port         uint16 // UDP, the same on all nodes
+	OfflineAfter int    // periods of silence after which a peer is off-line: see [Silence]
+	Port         uint16 // UDP, and TCP for word of a peer's death; the same on all nodes
+
+	// Mark is the firewall mark of reports by which the kernel renews this node's right to
+	// answer for VIPs, as long as [Exchange.Vouch] says so; 0 for none. It needs
+	// CAP_NET_ADMIN.
+	Mark uint32
 
 	// How and over which network reports go: the address that they leave from and come in
 	// on, and for multicast the interface and the group.
@@ -103,11 +108,15 @@ type Exchange struct {
 	site     []byte // additional data of every seal
 	open     opener
 	settle   func(*Config) (Mode, error)
+	string   func(*Exchange, netip.AddrPort) (*tripwires, error)
+	boot     func() time.Duration // a clock that goes on while the machine sleeps
 	sealer   atomic.Pointer[keys.Sealer]
 	counters counters
 	view     atomic.Pointer[balancing.View]
 	changed  chan struct{} // capacity 1
 	early    chan struct{} // capacity 1: a report is due before its time
+	loads    chan struct{} // capacity 1: the view has become stale
+	cuts     chan struct{} // capacity 1: a peer may be dead
 
 	changing sync.Mutex     // held by Reconfigure
 	reopen   chan reopening // to Run
@@ -117,12 +126,15 @@ type Exchange struct {
 	mode     Mode
 	me       balancing.Node
 	status   Status
+	lease    lease
 	settings balancing.Settings
 	peers    *peers
 	told     Status    // as in the latest report to all
 	news     bool      // there is something that all peers should know early
 	urgent   bool      // and it is no load
+	shown    time.Time // when Changed was last told of a view
 	stale    bool      // the view lacks loads that have come in
+	untold   bool      // Changed was not told of the load of this node that it has
 	asked    time.Time // when the peers were last asked
 	light    bool      // the load was not above L1 when it was last reported
 	hasten   int       // reports that are still sent at the period before a change to a longer one
@@ -140,14 +152,17 @@ const (
 	jump      = 25
 	jumpPause = 100 * time.Millisecond
 
-	// viewEvery is how often a view is made for new loads alone. Whatever else changes
-	// shows at once.
+	// viewEvery is how often a view is made for new loads of peers alone. Whatever else
+	// changes shows at once.
 	viewEvery = 20 * time.Millisecond
 
 	// askPause is the least time between two questions to the peers.
 	askPause = 100 * time.Millisecond
 
 	complainEvery = time.Minute
+
+	// lonely is how many times as often a node reports that hears no peer.
+	lonely = 5
 )
 
 // New returns an exchange whose view is what the site document says. It opens nothing.
@@ -165,8 +180,13 @@ func New(c Config) (*Exchange, error) {
 		mode:    mode,
 		open:    openSockets,
 		settle:  settle,
+		string:  stringTripwires,
+		boot:    sinceBoot,
 		changed: make(chan struct{}, 1),
 		early:   make(chan struct{}, 1),
+		loads:   make(chan struct{}, 1),
+		cuts:    make(chan struct{}, 1),
+		lease:   lease{renewed: make(chan struct{}, 1)},
 		reopen:  make(chan reopening),
 		peers:   newPeers(&c),
 		me:      balancing.Node{ID: c.Self, Online: true, Incarnation: c.Incarnation, Version: c.Version},
@@ -251,8 +271,10 @@ func settle(c *Config) (Mode, error) {
 // View returns the latest view; never nil.
 func (x *Exchange) View() *balancing.View { return x.view.Load() }
 
-// Changed gets a value when there is a new view. It is never closed, and is for one
-// reader.
+// Changed gets a value when there is a new view. Of one that differs in nothing but the
+// load of this node it tells no sooner than with the next report: who cares has told that
+// load, and to wake others for it ten times a second is most of what an idle node does. It
+// is never closed, and is for one reader.
 func (x *Exchange) Changed() <-chan struct{} { return x.changed }
 
 // Update changes what this node says of itself. The view shows it at once. The peers are
@@ -261,11 +283,15 @@ func (x *Exchange) Changed() <-chan struct{} { return x.changed }
 func (x *Exchange) Update(f func(*Status)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.overdue()
 	was := x.status
 	s := was
 	s.Held, s.Unable = slices.Clone(was.Held), slices.Clone(was.Unable)
 	f(&s)
 	x.status = s
+	if serves := s.State == balancing.OK || s.State == balancing.Degraded; x.lease.lapsed && len(s.Held) == 0 && !serves {
+		x.lease.lapsed = false // it is true by now
+	}
 	switch {
 	case was.says(&s):
 		x.publish(time.Now())
@@ -274,7 +300,8 @@ func (x *Exchange) Update(f func(*Status)) {
 	case s.Load == was.Load && s.Debit == was.Debit && s.Shed == was.Shed:
 		return
 	}
-	x.stale = true
+	x.untold = true
+	x.picture(time.Now())
 	crossed := x.light != (s.Load <= x.settings.Light)
 	if crossed || math.Abs(float64(s.Load-x.told.Load)) > jump {
 		x.tell(false)
@@ -308,15 +335,20 @@ func signal(c chan<- struct{}) {
 	}
 }
 
-// publish makes a new view. x.mu is held.
+// publish makes a new view, and tells of it. x.mu is held.
 func (x *Exchange) publish(now time.Time) {
-	x.stale = false
-	me, s := x.me, &x.status
+	x.shown, x.stale, x.untold = now, false, false
+	x.picture(now)
+	signal(x.changed)
+}
+
+// picture makes a new view. x.mu is held.
+func (x *Exchange) picture(now time.Time) {
+	me, s := x.me, x.said()
 	me.State, me.Load, me.Debit, me.Shed, me.Held, me.Unable = s.State, s.Load, s.Debit, s.Shed, s.Held, s.Unable
 	v := x.peers.view(me, now)
 	v.Settings = x.settings
 	x.view.Store(v)
-	signal(x.changed)
 }
 
 // Run exchanges reports until ctx ends, and then says farewell. It runs once.
@@ -333,6 +365,7 @@ func (x *Exchange) Run(ctx context.Context) error {
 	}
 	s := &sender{x: x, t: t, received: x.receive(t)}
 	defer s.close()
+	s.string(netip.AddrPortFrom(c.Local, c.Port))
 	if err := x.run(ctx, s); err != nil {
 		return err
 	}
@@ -354,7 +387,7 @@ func (x *Exchange) run(ctx context.Context, s *sender) error {
 		early time.Time    // when one should go out before, or the zero time
 		last  time.Time    // when the latest was sent
 		wake  = due        // what timer is set to
-		views = time.NewTicker(viewEvery)
+		views = time.NewTimer(viewEvery)
 		timer = time.NewTimer(0)
 	)
 	defer views.Stop()
@@ -369,11 +402,16 @@ func (x *Exchange) run(ctx context.Context, s *sender) error {
 		case r := <-x.reopen:
 			r.done <- s.reopen(r)
 			continue
+		case <-x.loads:
+			views.Reset(viewEvery)
+			continue
 		case <-views.C:
 			x.refresh()
 			continue
 		case <-x.early:
 			early = last.Add(x.pause())
+		case <-x.cuts:
+			x.silence(time.Now())
 		case <-timer.C:
 			x.silence(wake)
 		}
@@ -397,6 +435,9 @@ func (x *Exchange) next(now, due time.Time, regular bool) time.Time {
 	period := x.settings.Period
 	if x.hasten > 0 {
 		period = min(period, x.before)
+	}
+	if x.peers.alone() {
+		period = max(period/lonely, earliest) // whoever was cut off must know soon that it no longer is
 	}
 	next := now.Add(jitter(period))
 	if !regular {
@@ -447,12 +488,25 @@ func (x *Exchange) silence(due time.Time) {
 		x.peers.forgive(late)
 		return
 	}
+	if x.peers.doubt(now) {
+		signal(x.early)
+	}
 	silent := x.peers.expire(now)
 	for _, p := range silent {
 		x.c.Log.Warn("peer silent", "peer", p.ID, "heard", p.Heard)
 	}
 	if len(silent) > 0 {
 		x.publish(now)
+	}
+}
+
+// outdate has a view made of a load that has come in. x.mu is held.
+func (x *Exchange) outdate(now time.Time) {
+	if now.Sub(x.shown) >= viewEvery {
+		x.publish(now)
+	} else if !x.stale {
+		x.stale = true
+		signal(x.loads)
 	}
 }
 
@@ -493,7 +547,7 @@ func (x *Exchange) hear(b []byte, byMulticast bool) {
 	}
 	switch what {
 	case nothing:
-		x.stale = true
+		x.outdate(now)
 		return
 	case joined:
 		x.c.Log.Info("peer online", "peer", p.ID, "addr", p.Address, "state", p.State)

@@ -34,6 +34,8 @@ type peer struct {
 	period   time.Duration // as that says
 	silent   time.Time     // when it is off-line, if nothing is heard of it until then
 	left     bool          // it said farewell
+	doubted  time.Time     // when it is asked directly, if nothing is heard of it until then
+	cut      bool          // the kernel has closed the connection to it since it was heard last
 
 	// How reports have to be sent to it; see [peers.addressees].
 	reach     netip.Addr
@@ -98,7 +100,7 @@ func (p *peers) changed(before, c *Config, now time.Time) *peers {
 			kept.Capacity = x.Capacity
 		}
 		kept.reached(next.private)
-		kept.silent = kept.silent.Add(time.Duration(next.after-p.after) * kept.period)
+		kept.silent = kept.silent.Add(Silence(kept.period, next.after) - Silence(kept.period, p.after))
 		if next.after < p.after && kept.silent.Before(now.Add(jumpPause)) {
 			kept.silent = now.Add(jumpPause) // a verdict that is overdue looks like a delay of our own
 		}
@@ -177,7 +179,8 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 		x.deaf = now
 	}
 	x.period = r.period
-	x.silent = now.Add(time.Duration(p.after) * r.period)
+	x.silent = now.Add(Silence(r.period, p.after))
+	x.doubted, x.cut = now.Add(r.period*5/4), false
 	x.left = r.state == balancing.Leaving
 	x.Online = !x.left
 	switch {
@@ -211,19 +214,50 @@ func (p *peers) expire(now time.Time) (silent []*peer) {
 	return silent
 }
 
+// alone reports whether there should be peers, and none is on-line.
+func (p *peers) alone() bool {
+	return len(p.list) > 0 && !slices.ContainsFunc(p.list, func(x *peer) bool { return x.Online })
+}
+
+// doubt has those asked directly that should have been heard of by now, and reports whether
+// there are any: a report may have been lost, or multicast may not pass.
+func (p *peers) doubt(now time.Time) (any bool) {
+	for _, x := range p.list {
+		if !x.Online || now.Before(x.doubted) {
+			continue
+		}
+		pause := x.period / 4
+		if x.cut {
+			pause = cutAsk
+		}
+		x.ask, x.doubted, any = true, now.Add(pause), true
+	}
+	return any
+}
+
+// close notes that the kernel has closed the connection to a peer: its process is gone, or
+// had a reason to. It is asked, and has little time to answer.
+func (p *peers) close(id balancing.NodeID, now time.Time) {
+	if x := p.find(id); x != nil && x.Online && !x.cut {
+		x.cut, x.doubted = true, now
+		x.silent = earlier(x.silent, now.Add(cutSilence))
+	}
+}
+
 // forgive gives every peer more time, for this node was late itself: what they sent
 // meanwhile lies unread.
 func (p *peers) forgive(late time.Duration) {
 	for _, x := range p.list {
-		x.silent = x.silent.Add(late)
+		x.silent, x.doubted = x.silent.Add(late), x.doubted.Add(late)
 	}
 }
 
-// next returns when a peer will have been silent for too long, or the zero time.
+// next returns when a peer will have been silent for so long that it is to be asked, or is
+// off-line; or the zero time.
 func (p *peers) next() (next time.Time) {
 	for _, x := range p.list {
-		if x.Online && (next.IsZero() || x.silent.Before(next)) {
-			next = x.silent
+		if x.Online {
+			next = earlier(earlier(x.silent, x.doubted), next)
 		}
 	}
 	return next

@@ -3,6 +3,7 @@ package heartbeat
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -81,9 +82,13 @@ func (s *sender) reopen(r reopening) error {
 		return err
 	}
 	received := s.x.receive(t)
+	moved := r.c.Local != s.x.c.Local
 	r.commit()
-	s.close()
+	s.closeTransport()
 	s.t, s.received = t, received
+	if moved {
+		s.string(netip.AddrPortFrom(r.c.Local, r.c.Port))
+	}
 	return nil
 }
 

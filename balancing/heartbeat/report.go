@@ -32,6 +32,8 @@ type report struct {
 	version     string
 	settings    balancing.Settings // Version 0: none but those of the site document
 	ask         bool               // the receiver is asked for its own report, at once
+
+	marked bool // how it leaves, not what it says: see [Config.Mark]
 }
 
 // The plain text of a report is a version and then fields, in ascending order of their

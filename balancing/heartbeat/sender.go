@@ -12,13 +12,34 @@ type sender struct {
 	x        *Exchange
 	t        transport
 	received <-chan error // of t; nil if it has been read
+	wires    *tripwires   // nil if there are none
 	sequence uint64
 	plain    []byte
 	sealed   []byte
 }
 
-// close ends the transport, and waits until nothing more is heard by it.
+// string strings the tripwires on local. Without them the site is slower to notice that a
+// process has died, and no worse.
+func (s *sender) string(local netip.AddrPort) {
+	if s.wires != nil {
+		s.wires.close()
+	}
+	var err error
+	if s.wires, err = s.x.string(s.x, local); err != nil {
+		s.x.c.Log.Warn("no tripwires", "addr", local, "err", err)
+	}
+}
+
+// close ends all, and waits until nothing more is heard.
 func (s *sender) close() {
+	if s.wires != nil {
+		s.wires.close()
+	}
+	s.closeTransport()
+}
+
+// closeTransport ends the transport, and waits until nothing more is heard by it.
+func (s *sender) closeTransport() {
 	s.t.close()
 	if s.received != nil {
 		<-s.received
@@ -32,11 +53,15 @@ func (s *sender) report(now time.Time, due bool) {
 	x.mu.Lock()
 	all := due || x.news
 	mode := x.mode
+	x.overdue()
 	if due && mode == Query {
 		x.peers.ask()
 	}
 	r := x.compose(now)
 	to := x.peers.addressees(now, mode, x.within(), all)
+	if due && x.untold {
+		x.publish(now)
+	}
 	if all {
 		x.told, x.news, x.urgent, x.light = x.status, false, false, x.status.Load <= x.settings.Light
 	}
@@ -51,7 +76,7 @@ func (s *sender) farewell() {
 		now := time.Now()
 		x.mu.Lock()
 		r := x.compose(now)
-		r.state, r.held = balancing.Leaving, nil
+		r.state, r.held, r.marked = balancing.Leaving, nil, false
 		mode := x.mode
 		to := x.peers.addressees(now, mode, x.within(), true)
 		x.mu.Unlock()
@@ -62,7 +87,7 @@ func (s *sender) farewell() {
 // compose writes the report of this node, but for what differs between datagrams. x.mu is
 // held.
 func (x *Exchange) compose(now time.Time) report {
-	s := &x.status
+	s := x.said()
 	r := report{
 		node: x.me.ID, incarnation: x.me.Incarnation, sent: now, period: x.settings.Period,
 		state: s.State, load: s.Load, address: x.me.Address, held: s.Held, internal: x.me.Internal,
@@ -71,6 +96,7 @@ func (x *Exchange) compose(now time.Time) report {
 	if x.settings.Version > 0 {
 		r.settings = x.settings
 	}
+	r.marked = x.vouching(now)
 	return r
 }
 
@@ -81,27 +107,34 @@ func (x *Exchange) within() time.Duration {
 
 // send sends r to the group, if it is for all, and to those that need one of their own.
 func (s *sender) send(r report, mode Mode, to []addressed, all bool) {
-	if all && (mode == Auto || mode == Multicast) {
-		s.datagram(r, addressed{})
+	start, sent := s.x.boot(), false
+	// What is for one peer alone does not leave the machine while that cannot be reached, so
+	// the kernel is shown a report for all in every mode.
+	if all && (mode == Auto || mode == Multicast || r.marked) {
+		sent = s.datagram(r, addressed{})
 	}
 	for _, a := range to {
 		s.datagram(r, a)
 	}
+	if sent && r.marked {
+		s.x.renew(start, r.period)
+	}
 }
 
 // datagram sends one. Each has a sequence number of its own, so a peer that is reached by
-// two ways takes both for news.
-func (s *sender) datagram(r report, a addressed) {
+// two ways takes both for news. It reports whether that went well.
+func (s *sender) datagram(r report, a addressed) bool {
 	s.sequence++
 	r.sequence, r.deaf, r.ask = s.sequence, a.deaf, a.ask
 	s.plain = r.appendTo(s.plain[:0])
 	s.sealed = s.x.sealer.Load().Seal(s.sealed[:0], s.plain, s.x.site)
-	if err := s.t.send(s.sealed, a.to); err != nil {
+	if err := s.t.send(s.sealed, a.to, r.marked); err != nil {
 		s.x.counters.failed.Add(1)
 		s.x.c.Log.Debug("report not sent", "to", text(a.to), "err", err)
-		return
+		return false
 	}
 	s.x.counters.sent.Add(1)
+	return true
 }
 
 func text(a netip.Addr) string {

@@ -14,8 +14,8 @@ import (
 
 // transport carries datagrams between the nodes.
 type transport interface {
-	// send sends b to one address, or to the group if that is the zero Addr.
-	send(b []byte, to netip.Addr) error
+	// send sends b, marked or not, to one address, or to the group if that is the zero Addr.
+	send(b []byte, to netip.Addr, marked bool) error
 	// receive reads datagrams until the transport is closed, and hands each to deliver,
 	// which must not keep it.
 	receive(deliver func(b []byte, byMulticast bool)) error
@@ -35,13 +35,16 @@ type sockets struct {
 	group netip.Addr // the zero Addr: no multicast
 	host  *net.UDPConn
 	heard *net.UDPConn // nil without multicast
+
+	mark   uint32
+	marked bool // host has the mark
 }
 
 // openSockets opens the sockets for c in the given mode. An address that old is on already
 // cannot be bound twice: the socket is shared with it then, so nothing that comes in is
 // lost either.
 func openSockets(c *Config, mode Mode, old transport) (_ transport, err error) {
-	s := &sockets{local: netip.AddrPortFrom(c.Local, c.Port)}
+	s := &sockets{local: netip.AddrPortFrom(c.Local, c.Port), mark: c.Mark}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -67,11 +70,22 @@ func openSockets(c *Config, mode Mode, old transport) (_ transport, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("set the class of the reports: %w", err)
 	}
-	if mode == Unicast || mode == Query {
+	hears := mode == Auto || mode == Multicast
+	if !hears && c.Mark == 0 {
 		return s, nil
 	}
 	s.group = c.Group
-	if err := s.join(c.Interface, is6); err != nil {
+	ifi, err := net.InterfaceByName(c.Interface)
+	if err == nil && hears {
+		err = s.join(ifi, is6) // first: what may well fail must not alter host, which may be shared
+	}
+	if err == nil {
+		err = s.sendBy(ifi, is6)
+	}
+	if err == nil && c.Mark != 0 {
+		err = s.setMark(false) // host may be shared with one that had it
+	}
+	if err != nil {
 		return nil, fmt.Errorf("join %s on %s for the reports: %w", c.Group, c.Interface, err)
 	}
 	return s, nil
@@ -91,12 +105,8 @@ func share(c *net.UDPConn) (*net.UDPConn, error) {
 	return p.(*net.UDPConn), nil
 }
 
-// join makes host send to the group, and opens the socket that hears it.
-func (s *sockets) join(name string, is6 bool) (err error) {
-	ifi, err := net.InterfaceByName(name)
-	if err != nil {
-		return err
-	}
+// join opens the socket that hears the group.
+func (s *sockets) join(ifi *net.Interface, is6 bool) (err error) {
 	if s.heard, err = listenGroup(netip.AddrPortFrom(s.group, s.local.Port())); err != nil {
 		return err
 	}
@@ -104,19 +114,41 @@ func (s *sockets) join(name string, is6 bool) (err error) {
 		return err
 	}
 	group := &net.UDPAddr{IP: s.group.AsSlice()}
-	// Joining comes first: what may well fail must not alter host, which may be shared.
 	if is6 {
-		if err := ipv6.NewPacketConn(s.heard).JoinGroup(ifi, group); err != nil {
-			return err
-		}
+		return ipv6.NewPacketConn(s.heard).JoinGroup(ifi, group)
+	}
+	return ipv4.NewPacketConn(s.heard).JoinGroup(ifi, group)
+}
+
+// sendBy makes host send to groups by an interface.
+func (s *sockets) sendBy(ifi *net.Interface, is6 bool) error {
+	if is6 {
 		out := ipv6.NewPacketConn(s.host)
 		return errors.Join(out.SetMulticastInterface(ifi), out.SetMulticastHopLimit(1), out.SetMulticastLoopback(true))
 	}
-	if err := ipv4.NewPacketConn(s.heard).JoinGroup(ifi, group); err != nil {
-		return err
-	}
 	out := ipv4.NewPacketConn(s.host)
 	return errors.Join(out.SetMulticastInterface(ifi), out.SetMulticastTTL(1), out.SetMulticastLoopback(true))
+}
+
+// setMark makes what host sends from now on marked, or not.
+func (s *sockets) setMark(marked bool) error {
+	mark := 0
+	if marked {
+		mark = int(s.mark)
+	}
+	raw, err := s.host.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark))
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return err
+	}
+	s.marked = marked
+	return nil
 }
 
 // listenGroup opens a socket that hears what is sent to group, and nothing else. Package
@@ -152,7 +184,12 @@ func listenGroup(group netip.AddrPort) (*net.UDPConn, error) {
 	return c.(*net.UDPConn), nil
 }
 
-func (s *sockets) send(b []byte, to netip.Addr) error {
+func (s *sockets) send(b []byte, to netip.Addr, marked bool) error {
+	if marked != s.marked {
+		if err := s.setMark(marked); err != nil {
+			return err
+		}
+	}
 	if !to.IsValid() {
 		to = s.group
 	}

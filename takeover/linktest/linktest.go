@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -24,6 +25,16 @@ type LAN struct {
 	probeTime  time.Duration
 	hosts      []*Fake
 	transcript strings.Builder
+	gateways   []netip.Addr
+	deaf       bool // the gateway learns nothing
+}
+
+// Gateway says which default gateways the hosts have, and whether they learn from
+// announcements. They answer probes if a host holds their addresses.
+func (l *LAN) Gateway(learns bool, addrs ...netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gateways, l.deaf = addrs, !learns
 }
 
 // NewLAN returns a network without hosts, on which a probe that nobody answers takes
@@ -89,6 +100,8 @@ type Fake struct {
 	until map[netip.Addr]time.Time // when each lapses unless it is added again
 	down  bool
 	fault error
+	fence time.Duration // lease of its fence; 0 for none
+	saw   func(takeover.Sighting)
 }
 
 var _ takeover.Link = (*Fake)(nil)
@@ -188,6 +201,58 @@ func (f *Fake) Probe(ctx context.Context, vip netip.Addr) (bool, error) {
 		return answered, f.call(ctx, look)
 	case <-ctx.Done():
 		return false, ctx.Err()
+	}
+}
+
+// Confirm implements [takeover.Link].
+func (f *Fake) Confirm(ctx context.Context, vip netip.Addr) (confirmed bool, err error) {
+	err = f.call(ctx, func() error {
+		confirmed = !f.lan.deaf
+		return nil
+	})
+	return confirmed, err
+}
+
+// Gateways implements [takeover.Link].
+func (f *Fake) Gateways(ctx context.Context) (all []netip.Addr, err error) {
+	err = f.call(ctx, func() error {
+		all = slices.Clone(f.lan.gateways)
+		return nil
+	})
+	return all, err
+}
+
+// Fence implements [takeover.Link].
+func (f *Fake) Fence(ctx context.Context, vips []netip.Addr, lease time.Duration) error {
+	return f.call(ctx, func() error {
+		if f.fault != nil {
+			return fmt.Errorf("fence: %w", f.fault)
+		}
+		if len(vips) == 0 {
+			lease = 0
+		}
+		if lease != f.fence {
+			f.fence = lease
+			f.note("fence %v", lease)
+		}
+		return nil
+	})
+}
+
+// Watch implements [takeover.Link]: it sees what [Fake.See] shows it.
+func (f *Fake) Watch(ctx context.Context, _ []netip.Addr, saw func(takeover.Sighting)) error {
+	f.locked(func() { f.saw = saw })
+	<-ctx.Done()
+	f.locked(func() { f.saw = nil })
+	return nil
+}
+
+// See shows a watch that another station answers for vip.
+func (f *Fake) See(vip netip.Addr, station net.HardwareAddr) {
+	var saw func(takeover.Sighting)
+	f.locked(func() { saw = f.saw })
+	if saw != nil {
+		saw(takeover.Sighting{VIP: vip, Station: station})
 	}
 }
 

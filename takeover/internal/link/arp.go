@@ -19,6 +19,10 @@ var arpProtocol = protocol{
 	probe:        arpProbe,
 	answers:      arpAnswers,
 	holder:       arpHolder,
+	question:     arpQuestion,
+	answersTo:    arpAnswersTo,
+	claims:       arpClaims,
+	claimed:      arpClaimed,
 }
 
 var (
@@ -35,9 +39,6 @@ func arpAnnouncement(mac net.HardwareAddr, vip, gateway netip.Addr) ([]frame, er
 		arpPacket(arp.OperationRequest, mac, vip, noStation, vip),
 		arpPacket(arp.OperationReply, mac, vip, mac, vip),
 	}
-	if gateway.IsValid() {
-		packets = append(packets, arpPacket(arp.OperationRequest, mac, vip, noStation, gateway))
-	}
 	var frames []frame
 	for _, p := range packets {
 		b, err := p.MarshalBinary()
@@ -46,7 +47,27 @@ func arpAnnouncement(mac net.HardwareAddr, vip, gateway netip.Addr) ([]frame, er
 		}
 		frames = append(frames, frame{to: broadcast, data: b})
 	}
+	if gateway.IsValid() {
+		request, err := arpQuestion(mac, vip, gateway)
+		if err != nil {
+			return nil, err
+		}
+		frames = append(frames, request)
+	}
 	return frames, nil
+}
+
+// arpQuestion is an ordinary request for asked, from asker.
+func arpQuestion(mac net.HardwareAddr, asker, asked netip.Addr) (frame, error) {
+	p := arpPacket(arp.OperationRequest, mac, asker, noStation, asked)
+	b, err := p.MarshalBinary()
+	return frame{to: broadcast, data: b}, err
+}
+
+func arpAnswersTo(data []byte, asker, asked netip.Addr) bool {
+	var p arp.Packet
+	err := p.UnmarshalBinary(data)
+	return err == nil && p.Operation == arp.OperationReply && p.SenderIP == asked && p.TargetIP == asker
 }
 
 // arpProbe asks with no sender's address, so that nobody learns one from it.
@@ -70,12 +91,14 @@ func arpPacket(op arp.Operation, sender net.HardwareAddr, senderIP netip.Addr, t
 	}
 }
 
+// arpSenderIP is where ARP has its sender's protocol address.
+const arpSenderIP = 14
+
 // arpAnswers passes ARP whose sender is vip, request or reply.
 func arpAnswers(vip netip.Addr) []bpf.Instruction {
 	a := vip.As4()
-	const senderIP = 14
 	return []bpf.Instruction{
-		bpf.LoadAbsolute{Off: senderIP, Size: 4},
+		bpf.LoadAbsolute{Off: arpSenderIP, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(a[:]), SkipTrue: 1},
 		bpf.RetConstant{Val: 1500},
 		bpf.RetConstant{Val: 0},

@@ -61,6 +61,9 @@ func TestInNamespace(t *testing.T) {
 	t.Run("announces when the interface has been made again", testAnnounceOnNewInterface)
 	t.Run("a neighbour's cache follows the announcement", testNeighbourCache)
 	t.Run("a probe teaches the neighbours nothing", testProbeIsSilent)
+	t.Run("the gateway confirms what it has learned", testConfirm)
+	t.Run("a watch sees other stations", testWatchStations)
+	t.Run("a watch sees what becomes of the interface", testWatchInterface)
 	t.Run("an ended context ends a probe", testContextEnds)
 }
 
@@ -118,8 +121,50 @@ func open(t *testing.T, name string) *link.Interface {
 	return i
 }
 
+// unfenced is an interface as a link without a fence, of which there is one a machine.
+type unfenced struct{ *link.Interface }
+
+func (unfenced) Fence(context.Context, []netip.Addr, time.Duration) error { return nil }
+
 func testContract(t *testing.T) {
-	linktest.TestLink(t, vips, func(t *testing.T) (mine, other takeover.Link) { return open(t, near), open(t, far) })
+	contract := func(t *testing.T, near, far string) {
+		linktest.TestLink(t, vips, func(t *testing.T) (mine, other takeover.Link) {
+			return unfenced{open(t, near)}, unfenced{open(t, far)}
+		})
+	}
+	contract(t, near, far)
+	t.Run("on a VLAN", func(t *testing.T) {
+		for _, name := range []string{near, far} {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name, attrs.ParentIndex = name+".7", byName(t, name).Attrs().Index
+			add(t, &netlink.Vlan{LinkAttrs: attrs, VlanId: 7})
+		}
+		contract(t, near+".7", far+".7")
+	})
+	t.Run("on a bond", func(t *testing.T) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "leg0"
+		add(t, &netlink.Veth{LinkAttrs: attrs, PeerName: "bonded0"})
+		bond := netlink.NewLinkBond(netlink.NewLinkAttrs())
+		bond.Name, bond.Mode = "bond7", netlink.BOND_MODE_ACTIVE_BACKUP
+		add(t, bond)
+		must(t, netlink.LinkSetDown(byName(t, "leg0")))
+		must(t, netlink.LinkSetMaster(byName(t, "leg0"), byName(t, "bond7")))
+		must(t, netlink.LinkSetUp(byName(t, "bonded0")))
+		contract(t, "bond7", "bonded0")
+	})
+}
+
+// add makes an interface for the time of the test, if the kernel can.
+func add(t *testing.T, l netlink.Link) {
+	t.Helper()
+	err := netlink.LinkAdd(l)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
+		t.Skipf("this kernel makes no %s for us: %v", l.Type(), err)
+	}
+	must(t, err)
+	t.Cleanup(func() { netlink.LinkDel(l) })
+	must(t, netlink.LinkSetUp(l))
 }
 
 func testLoopback(t *testing.T) {
@@ -387,6 +432,115 @@ func testProbeIsSilent(t *testing.T) {
 	expect(t, arps, describeARP, question, question)
 	question = "from :: to ff02::1:ff00:11 hop limit 255 NS 2001:db8::11"
 	expect(t, ndps, describeNDP, question, question)
+}
+
+func testConfirm(t *testing.T) {
+	i, gateway := open(t, near), open(t, far)
+	want := []netip.Addr{gateway4, gateway6}
+	if got, err := i.Gateways(t.Context()); err != nil || !slices.Equal(got, want) {
+		t.Errorf("gateways: %v, %v; want %v", got, err, want)
+	}
+	if got, err := gateway.Gateways(t.Context()); err != nil || len(got) > 0 {
+		t.Errorf("gateways of an interface without: %v, %v", got, err)
+	}
+	confirmed := func(vip netip.Addr, want bool) {
+		t.Helper()
+		if got, err := i.Confirm(t.Context(), vip); err != nil || got != want {
+			t.Errorf("%s confirmed: %v, %v; want %v", vip, got, err, want)
+		}
+	}
+	for _, c := range []struct{ vip, gateway netip.Addr }{{vip4, gateway4}, {vip6, gateway6}} {
+		confirmed(c.vip, false)
+		must(t, gateway.Add(t.Context(), c.gateway))
+		confirmed(c.vip, true)
+		must(t, gateway.Remove(t.Context(), c.gateway))
+		if got, err := gateway.Confirm(t.Context(), c.vip); err != nil || !got {
+			t.Errorf("without a gateway: %v, %v; want nothing to be learned", got, err)
+		}
+	}
+}
+
+// watched returns what a watch of i sees, while the test goes on.
+func watched(t *testing.T, i *link.Interface) <-chan link.Sighting {
+	seen := make(chan link.Sighting, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- i.Watch(ctx, vips, func(s link.Sighting) { seen <- s }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return seen
+}
+
+// see waits for a sighting while it has done happen what leads to it.
+func see(t *testing.T, seen <-chan link.Sighting, want link.Sighting, do func()) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(10 * time.Second)
+	for {
+		do()
+		for waiting := true; waiting; {
+			select {
+			case s := <-seen:
+				if s.VIP == want.VIP && s.Station.String() == want.Station.String() {
+					return
+				}
+				if s.VIP.IsValid() && !slices.Contains(vips, s.VIP) {
+					t.Errorf("seen: %v, which is not watched", s)
+				}
+			case <-tick.C:
+				waiting = false
+			case <-deadline:
+				t.Fatalf("not seen: %v", want)
+			}
+		}
+	}
+}
+
+func testWatchStations(t *testing.T) {
+	i, other := open(t, near), open(t, far)
+	seen := watched(t, i)
+	station := byName(t, far).Attrs().HardwareAddr
+	stranger := netip.MustParseAddr("192.0.2.99")
+	for _, vip := range vips {
+		see(t, seen, link.Sighting{VIP: vip, Station: station}, func() {
+			must(t, i.Announce(t.Context(), vip)) // its own are not seen
+			must(t, other.Announce(t.Context(), stranger))
+			must(t, other.Announce(t.Context(), vip))
+		})
+	}
+	for len(seen) > 0 {
+		if s := <-seen; s.Station.String() == mac(t) || s.VIP == stranger {
+			t.Errorf("seen: %v", s)
+		}
+	}
+}
+
+func testWatchInterface(t *testing.T) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "seen0"
+	make0 := func() {
+		must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "seen1"}))
+		must(t, netlink.LinkSetUp(byName(t, "seen0")))
+		must(t, netlink.LinkSetUp(byName(t, "seen1")))
+	}
+	make0()
+	i, other := open(t, "seen0"), open(t, "seen1")
+	seen := watched(t, i)
+	see(t, seen, link.Sighting{}, func() {
+		must(t, i.Add(t.Context(), vip4))
+		must(t, i.Remove(t.Context(), vip4))
+	})
+	see(t, seen, link.Sighting{}, func() { must(t, netlink.LinkSetDown(byName(t, "seen1"))) })
+	must(t, netlink.LinkDel(byName(t, "seen0")))
+	make0() // another under the same name
+	station := byName(t, "seen1").Attrs().HardwareAddr
+	see(t, seen, link.Sighting{VIP: vip6, Station: station}, func() { must(t, other.Announce(t.Context(), vip6)) })
+	must(t, netlink.LinkDel(byName(t, "seen0")))
 }
 
 func testContextEnds(t *testing.T) {

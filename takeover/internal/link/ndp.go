@@ -20,6 +20,10 @@ var ndpProtocol = protocol{
 	probe:        ndpProbe,
 	answers:      ndpAnswers,
 	holder:       ndpHolder,
+	question:     ndpQuestion,
+	answersTo:    ndpAnswersTo,
+	claims:       ndpClaims,
+	claimed:      ndpClaimed,
 }
 
 // hopLimit proves that a packet comes from the LAN: no router passes it on with this
@@ -37,8 +41,22 @@ func ndpAnnouncement(mac net.HardwareAddr, vip, gateway netip.Addr) ([]frame, er
 	if err != nil || !gateway.IsValid() {
 		return []frame{advertisement}, err
 	}
-	solicitation, err := ndpSolicitation(vip, gateway, &ndp.LinkLayerAddress{Direction: ndp.Source, Addr: mac})
+	solicitation, err := ndpQuestion(mac, vip, gateway)
 	return []frame{advertisement, solicitation}, err
+}
+
+// ndpQuestion is a solicitation for asked, from asker.
+func ndpQuestion(mac net.HardwareAddr, asker, asked netip.Addr) (frame, error) {
+	return ndpSolicitation(asker, asked, &ndp.LinkLayerAddress{Direction: ndp.Source, Addr: mac})
+}
+
+func ndpAnswersTo(data []byte, asker, asked netip.Addr) bool {
+	h, err := ipv6.ParseHeader(data)
+	if err != nil || ndpHolder(data, noStation, asked) == nil {
+		return false
+	}
+	to, _ := netip.AddrFromSlice(h.Dst)
+	return to == asker
 }
 
 // ndpProbe asks with no sender's address, so that nobody learns one from it. The answer
@@ -72,12 +90,14 @@ func ndpFrame(from, group netip.Addr, m ndp.Message) (frame, error) {
 	return frame{to: to, data: append(b, body...)}, nil
 }
 
+// ndpTarget is where an advertisement without extension headers has its target.
+const ndpTarget = ipv6.HeaderLen + 8
+
 // ndpAnswers passes neighbour advertisements for vip.
 func ndpAnswers(vip netip.Addr) []bpf.Instruction {
 	const (
 		nextHeader  = 6
 		messageType = ipv6.HeaderLen
-		target      = ipv6.HeaderLen + 8
 	)
 	a := vip.As16()
 	tests := []struct {
@@ -86,10 +106,10 @@ func ndpAnswers(vip netip.Addr) []bpf.Instruction {
 	}{
 		{bpf.LoadAbsolute{Off: nextHeader, Size: 1}, unix.IPPROTO_ICMPV6},
 		{bpf.LoadAbsolute{Off: messageType, Size: 1}, uint32(ipv6.ICMPTypeNeighborAdvertisement)},
-		{bpf.LoadAbsolute{Off: target, Size: 4}, binary.BigEndian.Uint32(a[0:])},
-		{bpf.LoadAbsolute{Off: target + 4, Size: 4}, binary.BigEndian.Uint32(a[4:])},
-		{bpf.LoadAbsolute{Off: target + 8, Size: 4}, binary.BigEndian.Uint32(a[8:])},
-		{bpf.LoadAbsolute{Off: target + 12, Size: 4}, binary.BigEndian.Uint32(a[12:])},
+		{bpf.LoadAbsolute{Off: ndpTarget, Size: 4}, binary.BigEndian.Uint32(a[0:])},
+		{bpf.LoadAbsolute{Off: ndpTarget + 4, Size: 4}, binary.BigEndian.Uint32(a[4:])},
+		{bpf.LoadAbsolute{Off: ndpTarget + 8, Size: 4}, binary.BigEndian.Uint32(a[8:])},
+		{bpf.LoadAbsolute{Off: ndpTarget + 12, Size: 4}, binary.BigEndian.Uint32(a[12:])},
 	}
 	var filter []bpf.Instruction
 	for _, t := range tests {

@@ -44,6 +44,15 @@ type protocol struct {
 	// holder returns the station that says in data, sent by from, that it has vip;
 	// nil if it is not said.
 	holder func(data []byte, from net.HardwareAddr, vip netip.Addr) net.HardwareAddr
+
+	// question asks a neighbour for its station as a host that has asker does, and answersTo
+	// knows the answer.
+	question  func(mac net.HardwareAddr, asker, asked netip.Addr) (frame, error)
+	answersTo func(data []byte, asker, asked netip.Addr) bool
+
+	// claims lets pass what says that the sender has one of vips, and claimed says which.
+	claims  func(vips map[netip.Addr]bool) []bpf.Instruction
+	claimed func(data []byte) netip.Addr
 }
 
 func protocolOf(vip netip.Addr) *protocol {
@@ -66,7 +75,10 @@ func (i *Interface) Announce(ctx context.Context, vip netip.Addr) error {
 }
 
 func (i *Interface) announce(ctx context.Context, vip netip.Addr) error {
-	ifi, err := i.ethernet(ctx, vip)
+	if !usable(vip) {
+		return errUnusable
+	}
+	ifi, err := i.ethernet(ctx)
 	if ifi == nil || err != nil {
 		return err
 	}
@@ -125,7 +137,10 @@ func (i *Interface) Probe(ctx context.Context, vip netip.Addr) (bool, error) {
 }
 
 func (i *Interface) probe(ctx context.Context, vip netip.Addr) (bool, error) {
-	ifi, err := i.ethernet(ctx, vip)
+	if !usable(vip) {
+		return false, errUnusable
+	}
+	ifi, err := i.ethernet(ctx)
 	if ifi == nil || err != nil {
 		return false, err
 	}
@@ -134,7 +149,15 @@ func (i *Interface) probe(ctx context.Context, vip netip.Addr) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	c, err := listen(ifi, p.etherType, p.answers(vip))
+	return i.ask(ctx, ifi, p, question, vip, func(data []byte, from net.HardwareAddr) bool {
+		h := p.holder(data, from, vip)
+		return h != nil && !bytes.Equal(h, ifi.HardwareAddr)
+	})
+}
+
+// ask sends a question about an address twice, and reports whether it is answered.
+func (i *Interface) ask(ctx context.Context, ifi *net.Interface, p *protocol, question frame, about netip.Addr, answers func([]byte, net.HardwareAddr) bool) (bool, error) {
+	c, err := listen(ifi, p.etherType, p.answers(about))
 	if err != nil {
 		return false, err
 	}
@@ -143,16 +166,15 @@ func (i *Interface) probe(ctx context.Context, vip netip.Addr) (bool, error) {
 		if err := write(ctx, c, question); err != nil {
 			return false, err
 		}
-		if answered, err := answer(ctx, c, p, ifi.HardwareAddr, vip, wait); answered || err != nil {
+		if answered, err := answer(ctx, c, wait, answers); answered || err != nil {
 			return answered, err
 		}
 	}
 	return false, nil
 }
 
-// answer reports whether another station than mac says, within the time given, that it
-// has vip.
-func answer(ctx context.Context, c *packet.Conn, p *protocol, mac net.HardwareAddr, vip netip.Addr, wait time.Duration) (bool, error) {
+// answer reports whether something comes in, within the time given, that answers.
+func answer(ctx context.Context, c *packet.Conn, wait time.Duration, answers func([]byte, net.HardwareAddr) bool) (bool, error) {
 	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return false, err
 	}
@@ -165,18 +187,66 @@ func answer(ctx context.Context, c *packet.Conn, p *protocol, mac net.HardwareAd
 		if err != nil {
 			return false, err
 		}
-		if h := p.holder(buf[:n], from.(*packet.Addr).HardwareAddr, vip); h != nil && !bytes.Equal(h, mac) {
+		if answers(buf[:n], from.(*packet.Addr).HardwareAddr) {
 			return true, nil
 		}
 	}
 }
 
+// Confirm reports whether the default gateway answers a question that comes from vip: then
+// it has learned that vip is here. It takes 60 ms if it does not. Where there is no
+// gateway, or no neighbours are, there is nothing to learn.
+func (i *Interface) Confirm(ctx context.Context, vip netip.Addr) (bool, error) {
+	confirmed, err := i.confirm(ctx, vip)
+	if err != nil {
+		return false, fmt.Errorf("ask the gateway of %s from %s: %w", i.name, vip, err)
+	}
+	return confirmed, nil
+}
+
+func (i *Interface) confirm(ctx context.Context, vip netip.Addr) (bool, error) {
+	if !usable(vip) {
+		return false, errUnusable
+	}
+	ifi, err := i.ethernet(ctx)
+	if ifi == nil || err != nil {
+		return true, err
+	}
+	p := protocolOf(vip)
+	gateway, err := i.gateway(ifi, p.family)
+	if !gateway.IsValid() || err != nil {
+		return true, err
+	}
+	question, err := p.question(ifi.HardwareAddr, vip, gateway)
+	if err != nil {
+		return false, err
+	}
+	return i.ask(ctx, ifi, p, question, gateway, func(data []byte, _ net.HardwareAddr) bool { return p.answersTo(data, vip, gateway) })
+}
+
+// Gateways returns the default gateways that are reached by the interface, one a family at
+// most.
+func (i *Interface) Gateways(ctx context.Context) ([]netip.Addr, error) {
+	ifi, err := i.ethernet(ctx)
+	if ifi == nil || err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, p := range []*protocol{&arpProtocol, &ndpProtocol} {
+		gateway, err := i.gateway(ifi, p.family)
+		if err != nil {
+			return nil, fmt.Errorf("find the gateway of %s: %w", i.name, err)
+		}
+		if gateway.IsValid() {
+			all = append(all, gateway)
+		}
+	}
+	return all, nil
+}
+
 // ethernet returns the interface as a packet socket wants it, or nil if it has no
 // neighbours to speak of: loopback, a tunnel, a dummy.
-func (i *Interface) ethernet(ctx context.Context, vip netip.Addr) (*net.Interface, error) {
-	if !usable(vip) {
-		return nil, errUnusable
-	}
+func (i *Interface) ethernet(ctx context.Context) (*net.Interface, error) {
 	l, err := i.link(ctx)
 	if err != nil {
 		return nil, err
