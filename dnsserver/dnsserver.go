@@ -3,10 +3,10 @@
 //
 // Start with [Server]. What it answers is in package zone, a pure function; this package
 // owns the sockets, the header checks, EDNS(0), truncation and the limits. The addresses
-// that a node answers on come and go with its VIPs: [Server.Listen] names the wanted set,
-// and [Server.Run], which owns every socket and goroutine, makes it so. Each address has
-// a UDP socket and a TCP listener of its own, so that a reply leaves from the address that
-// was asked.
+// that a node answers on come and go with its VIPs: [Server.Listen] names them, and
+// [Server.Run], which owns every socket and goroutine, makes it so. Each address has a UDP
+// socket and a TCP listener of its own, so that a reply leaves from the address that was
+// asked.
 //
 // UDP is one goroutine a socket with buffers of its own, never one a datagram: a flood
 // costs datagrams, not memory. Nothing here recurses, forwards, or answers for a name
@@ -17,14 +17,12 @@ import (
 	"context"
 	"hash/maphash"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"peerage/balancing"
+	"peerage/balancing/listen"
 	"peerage/dnsserver/zone"
 )
 
@@ -48,16 +46,19 @@ type Server struct {
 	turns [256]atomic.Uint32
 	seed  maphash.Seed
 
-	want   chan []netip.Addr // capacity 1: the newest wanted set
-	failed chan struct{}     // capacity 1: an endpoint has failed
-	mu     sync.Mutex
-	bound  []netip.AddrPort
+	listeners *listen.Listeners[*address]
 }
 
 // New returns a server without zones, which refuses every question. It opens nothing.
 func New(c Config) *Server {
-	s := &Server{c: c, seed: maphash.MakeSeed(), want: make(chan []netip.Addr, 1), failed: make(chan struct{}, 1)}
+	s := &Server{c: c, seed: maphash.MakeSeed()}
 	s.conns.open = map[*conn]struct{}{}
+	s.listeners = listen.New(listen.Config[*address]{
+		What:  "DNS address",
+		New:   func(a netip.Addr) *address { return &address{s: s, addr: a} },
+		Retry: retry,
+		Log:   c.Log,
+	})
 	s.SetZones(nil)
 	return s
 }
@@ -75,91 +76,31 @@ func (s *Server) SetZones(zones []*zone.Zone) {
 	s.zones.Store(&byOrigin)
 }
 
-// Listen names the addresses to answer on, in place of those named before. It never
-// blocks; Run makes it so, and tries again while an address cannot be had.
-func (s *Server) Listen(addrs []netip.Addr) {
-	addrs = slices.Clone(addrs)
-	for {
-		select {
-		case s.want <- addrs:
-			return
-		default:
-		}
-		select {
-		case <-s.want:
-		default:
+// Listen names the addresses that the node holds, and those that it may come to hold at any
+// moment, whose sockets are open as well, in place of those named before. It never blocks;
+// Run makes it so, and tries again while an address cannot be had.
+func (s *Server) Listen(held, standby []netip.Addr) { s.listeners.Listen(held, standby) }
+
+// Listening returns where questions are answered on addresses that the node holds, over UDP
+// and TCP alike.
+func (s *Server) Listening() []netip.AddrPort {
+	var at []netip.AddrPort
+	for _, a := range s.listeners.Serving() {
+		if e := a.open.Load(); e != nil {
+			at = append(at, e.addr)
 		}
 	}
-}
-
-// Listening returns where questions are answered now, over UDP and TCP alike.
-func (s *Server) Listening() []netip.AddrPort {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.bound)
+	return at
 }
 
 // retry is the pause before an address that could not be had is tried again. The usual
 // cause is a peer on the same machine that has not let go of it yet.
 const retry = 100 * time.Millisecond
 
-// Run answers until ctx ends. Then, and when an address is no longer wanted, its sockets
-// and connections are closed at once: whoever asks repeats the question elsewhere.
+// Run answers until ctx ends. Then, and when an address is no longer held, its connections
+// are closed at once: whoever asks repeats the question elsewhere.
 func (s *Server) Run(ctx context.Context) error {
-	var (
-		open     = map[netip.Addr]*endpoint{}
-		want     []netip.Addr
-		told     = map[netip.Addr]string{} // the error last logged
-		tryAgain = time.NewTimer(0)
-	)
-	for {
-		select {
-		case want = <-s.want:
-		case <-s.failed:
-		case <-tryAgain.C:
-		case <-ctx.Done():
-			for _, e := range open {
-				e.close()
-			}
-			s.setBound(nil)
-			return nil
-		}
-		for a, e := range open {
-			if e.failed.Load() || !slices.Contains(want, a) {
-				e.close()
-				delete(open, a)
-				s.setBound(open)
-				s.c.Log.Info("DNS address closed", "addr", a)
-			}
-		}
-		maps.DeleteFunc(told, func(a netip.Addr, _ string) bool { return !slices.Contains(want, a) })
-		for _, a := range want {
-			if open[a] != nil {
-				continue
-			}
-			e, err := s.open(a)
-			if err != nil {
-				tryAgain.Reset(retry)
-				if told[a] != err.Error() {
-					told[a] = err.Error()
-					s.c.Log.Warn("DNS address not opened", "addr", a, "err", err)
-				}
-				continue
-			}
-			delete(told, a)
-			open[a] = e
-			s.setBound(open)
-			s.c.Log.Info("DNS address opened", "addr", a)
-		}
-	}
-}
-
-func (s *Server) setBound(open map[netip.Addr]*endpoint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.bound = nil
-	for _, e := range open {
-		s.bound = append(s.bound, e.addr)
-	}
-	slices.SortFunc(s.bound, netip.AddrPort.Compare)
+	s.listeners.Run(ctx)
+	s.listeners.Close()
+	return nil
 }

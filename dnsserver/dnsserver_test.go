@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -92,7 +93,7 @@ func run(t *testing.T, s *Server, e *events, addrs ...netip.Addr) []netip.AddrPo
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
-	s.Listen(addrs)
+	s.Listen(addrs, nil)
 	go func() { done <- s.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
@@ -240,7 +241,7 @@ func TestAddressesComeAndGoWhileOthersAreAsked(t *testing.T) {
 	vip := netip.MustParseAddr("127.0.0.77")
 	at := run(t, s, e, loopback)[0]
 	for range 3 {
-		s.Listen([]netip.Addr{loopback, vip})
+		s.Listen([]netip.Addr{loopback, vip}, nil)
 		e.wait("DNS address opened 127.0.0.77")
 		both := s.Listening()
 		if len(both) != 2 || both[0] != at || both[1].Addr() != vip {
@@ -257,7 +258,7 @@ func TestAddressesComeAndGoWhileOthersAreAsked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Listen([]netip.Addr{loopback})
+		s.Listen([]netip.Addr{loopback}, nil)
 		e.wait("DNS address closed 127.0.0.77")
 		if _, err := open.Read(make([]byte, 1)); err == nil {
 			t.Error("a connection to the address outlived it")
@@ -267,6 +268,55 @@ func TestAddressesComeAndGoWhileOthersAreAsked(t *testing.T) {
 			t.Errorf("listening on %v, want %s", got, at)
 		}
 		exchange(t, "udp", at, "www.peerage.test.", dns.TypeA)
+	}
+}
+
+// TestStandby: an address that the node may come to hold is answered on at once, and closes
+// its connections when it goes.
+func TestStandby(t *testing.T) {
+	vip := netip.MustParseAddr("127.0.0.79")
+	e := newEvents()
+	s := newServer(t, e)
+	at := run(t, s, e, loopback)[0]
+	s.c.Port = at.Port()
+	standby := []netip.Addr{vip, loopback}
+	s.Listen([]netip.Addr{loopback}, standby)
+	atVIP := netip.AddrPortFrom(vip, at.Port())
+	dial := func() (open net.Conn) {
+		for open == nil {
+			open, _ = net.Dial("tcp", atVIP.String())
+		}
+		t.Cleanup(func() { open.Close() })
+		return open
+	}
+	for range 3 {
+		dial() // until the standby is open
+		if r := exchange(t, "udp", atVIP, "www.peerage.test.", dns.TypeA); len(r.Answer) != 3 {
+			t.Errorf("on standby: got %v", r)
+		}
+		if got := s.Listening(); !slices.Equal(got, []netip.AddrPort{at}) {
+			t.Errorf("listening on %v, want %s", got, at)
+		}
+		s.Listen([]netip.Addr{loopback, vip}, standby)
+		e.wait("DNS address opened 127.0.0.79")
+		if got := s.Listening(); !slices.Equal(got, []netip.AddrPort{at, atVIP}) {
+			t.Errorf("listening on %v, want %s and %s", got, at, atVIP)
+		}
+		open := dial()
+		exchange(t, "tcp", atVIP, "www.peerage.test.", dns.TypeA) // has been accepted after it
+		s.Listen([]netip.Addr{loopback}, standby)
+		e.wait("DNS address closed 127.0.0.79")
+		if _, err := open.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("a connection to the address ends with %v", err)
+		}
+	}
+	s.Listen([]netip.Addr{loopback}, nil)
+	for {
+		open, err := net.Dial("tcp", atVIP.String())
+		if err != nil {
+			break
+		}
+		open.Close()
 	}
 }
 
@@ -281,7 +331,7 @@ func TestAddressInUseIsTakenWhenItIsFree(t *testing.T) {
 	s := newServer(t, e)
 	s.c.Port = holder.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	run(t, s, e)
-	s.Listen([]netip.Addr{vip})
+	s.Listen([]netip.Addr{vip}, nil)
 	e.wait("DNS address not opened 127.0.0.78")
 	holder.Close()
 	e.wait("DNS address opened 127.0.0.78")

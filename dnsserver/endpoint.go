@@ -7,14 +7,50 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
+
+	"peerage/balancing/listen"
 )
 
-// endpoint is one address: its UDP socket, its TCP listener and its connections.
+// address is one that the node holds, or is ready for. Run owns it.
+type address struct {
+	s    *Server
+	addr netip.Addr
+	open atomic.Pointer[endpoint] // nil if nothing is; anybody may look
+}
+
+// Open opens the endpoint, unless there is one that has not failed.
+func (a *address) Open() (serves bool, err error) {
+	if e := a.open.Load(); e != nil && !e.failed.Load() {
+		return true, nil
+	}
+	a.Close()
+	e, err := a.s.open(a.addr)
+	if err != nil {
+		return false, err
+	}
+	a.open.Store(e)
+	return true, nil
+}
+
+// Hold closes the connections when the address is no longer held.
+func (a *address) Hold(held bool) {
+	if e := a.open.Load(); e != nil && !held {
+		a.s.conns.closeOf(e)
+	}
+}
+
+// Close closes the endpoint, if there is one.
+func (a *address) Close() {
+	if e := a.open.Swap(nil); e != nil {
+		e.close()
+	}
+}
+
+// endpoint is what is open on an address: its UDP socket, its TCP listener and its
+// connections.
 type endpoint struct {
 	s      *Server
 	addr   netip.AddrPort
@@ -31,13 +67,12 @@ const receiveBuffer = 1 << 20
 
 // open binds UDP and TCP on a, or neither, and begins to answer.
 func (s *Server) open(a netip.Addr) (*endpoint, error) {
-	lc := net.ListenConfig{Control: freebind}
-	udp, err := lc.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(a, s.c.Port).String())
+	udp, err := listen.Freebind.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(a, s.c.Port).String())
 	if err != nil {
 		return nil, err
 	}
 	addr := udp.LocalAddr().(*net.UDPAddr).AddrPort()
-	tcp, err := lc.Listen(context.Background(), "tcp", addr.String())
+	tcp, err := listen.Freebind.Listen(context.Background(), "tcp", addr.String())
 	if err != nil {
 		udp.Close()
 		return nil, err
@@ -66,10 +101,7 @@ func (e *endpoint) fail(err error) {
 	}
 	e.s.c.Log.Error("DNS socket failed", "addr", e.addr.Addr(), "err", err)
 	e.failed.Store(true)
-	select {
-	case e.s.failed <- struct{}{}:
-	default:
-	}
+	e.s.listeners.Look()
 }
 
 // maxQuery bounds a question over UDP. A longer one is cut short, and so malformed.
@@ -113,20 +145,4 @@ func (e *endpoint) serveUDP() {
 			s.counters.drop(dropUnsent) // a full buffer or a senseless address: this reply only
 		}
 	}
-}
-
-// freebind lets a socket bind an address that the kernel does not have yet: a VIP is
-// listened on the moment it is claimed.
-func freebind(network, _ string, c syscall.RawConn) error {
-	var err error
-	if e := c.Control(func(fd uintptr) {
-		if network[len(network)-1] == '6' {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
-		} else {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
-		}
-	}); e != nil {
-		return e
-	}
-	return err
 }

@@ -129,3 +129,36 @@ func TestConnectionLimits(t *testing.T) {
 		}
 	})
 }
+
+// TestConnectionsEndWithTheirAddress: those of another address go on.
+func TestConnectionsEndWithTheirAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, nil)
+		goes, stays := &address{s: s}, &address{s: s}
+		var done []chan struct{}
+		for _, a := range []*address{goes, stays} {
+			a.open.Store(&endpoint{s: s})
+			client, ended := serve(s)
+			defer client.Close()
+			done = append(done, ended)
+			s.conns.mu.Lock()
+			for c := range s.conns.open {
+				if c.at == nil {
+					c.at = a.open.Load()
+				}
+			}
+			s.conns.mu.Unlock()
+		}
+		start := time.Now()
+		goes.Hold(true)
+		goes.Hold(false)
+		<-done[0]
+		if got := time.Since(start); got != 0 {
+			t.Errorf("a connection ended %s after its address", got)
+		}
+		<-done[1]
+		if got := time.Since(start); got != idleTimeout {
+			t.Errorf("a connection of another address ended after %s, want %s", got, idleTimeout)
+		}
+	})
+}

@@ -3,6 +3,7 @@ package edge
 import (
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -68,6 +69,47 @@ func benchmarkHandler(b *testing.B, path string, pinned bool, want int, load bal
 }
 
 var contentType = []string{"text/html; charset=utf-8"}
+
+// BenchmarkConnection is a connection of its own for one request, client and all: what it
+// takes to accept one.
+func BenchmarkConnection(b *testing.B) {
+	c := newCluster(b, nil)
+	n := c.nodes["a"]
+	b.Run("plain", func(b *testing.B) {
+		at, ask := netip.AddrPortFrom(n.addr, testPorts.HTTP).String(), []byte("GET "+HealthPath+" HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+		b.ReportAllocs()
+		for b.Loop() {
+			conn, err := net.Dial("tcp", at)
+			if err != nil {
+				b.Fatal(err)
+			}
+			conn.Write(ask)
+			if got, err := io.Copy(io.Discard, conn); got == 0 || err != nil {
+				b.Fatalf("an answer of %d octets, %v", got, err)
+			}
+			conn.Close()
+		}
+	})
+	for _, proto := range protocols {
+		b.Run(proto, func(b *testing.B) {
+			r, err := question{path: HealthPath}.request(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				client := newClient(proto, n.addr, c.ca.pool)
+				resp, err := client.RoundTrip(r)
+				if err != nil {
+					b.Fatal(err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				closeClient(client)
+			}
+		})
+	}
+}
 
 // memory is a response that goes nowhere.
 type memory struct {

@@ -20,6 +20,12 @@ func (c *requests) counted(h http.Handler) http.Handler {
 	})
 }
 
+// of returns srv so that its requests are counted.
+func (c *requests) of(srv *http.Server) *http.Server {
+	srv.Handler = c.counted(srv.Handler)
+	return srv
+}
+
 // wait returns when no request is in progress, or ctx ends. It looks now and then, as
 // http.Server.Shutdown does.
 func (c *requests) wait(ctx context.Context) {
@@ -34,8 +40,8 @@ func (c *requests) wait(ctx context.Context) {
 	}
 }
 
-// waitQuiet returns when there has been no request in progress for d, or ctx ends.
-func (c *requests) waitQuiet(ctx context.Context, d time.Duration) {
+// waitQuiet returns when inProgress has been 0 for d, or ctx ends.
+func waitQuiet(ctx context.Context, d time.Duration, inProgress func() int64) {
 	t := time.NewTicker(10 * time.Millisecond)
 	defer t.Stop()
 	for quiet := time.Now(); time.Since(quiet) < d; {
@@ -44,7 +50,7 @@ func (c *requests) waitQuiet(ctx context.Context, d time.Duration) {
 			return
 		case <-t.C:
 		}
-		if c.n.Load() > 0 {
+		if inProgress() > 0 {
 			quiet = time.Now()
 		}
 	}
@@ -63,9 +69,9 @@ type drainable struct {
 
 func newDrainable(srv *http.Server) *drainable {
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &drainable{Server: srv, cancel: cancel}
+	d := &drainable{cancel: cancel}
+	d.Server = d.requests.of(srv)
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
-	srv.Handler = d.requests.counted(srv.Handler)
 	return d
 }
 

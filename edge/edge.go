@@ -3,9 +3,10 @@
 // requester to a peer, or relays.
 //
 // Start with [Server]; handler.go reads as the story of one request. The addresses
-// that a node answers on come and go with its VIPs: [Server.Listen] names the wanted
-// set, and [Server.Run], which owns every listener, makes it so. A new [Site] replaces
-// the old one for the next request and touches no listener and no open connection.
+// that a node answers on come and go with its VIPs: [Server.Listen] names them, and
+// [Server.Run], which owns every listener, makes it so. Before a VIP leaves in order,
+// [Server.Leave] lets its clients go. A new [Site] replaces the old one for the next request
+// and touches no listener and no open connection.
 //
 // A redirect is built from the site's own table of names, never from what the client
 // sent.
@@ -14,9 +15,9 @@ package edge
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -26,6 +27,7 @@ import (
 
 	"peerage/balancing"
 	"peerage/balancing/keys"
+	"peerage/balancing/listen"
 	"peerage/balancing/meter"
 	"peerage/edge/pin"
 	"peerage/edge/route"
@@ -121,11 +123,11 @@ type Server struct {
 	offerNow []string // the same, for no longer than the offer of a peer
 
 	busyWait time.Duration
-	asking   chan struct{}     // holds one for each request that asks peers how busy they are
-	want     chan []netip.Addr // capacity 1: the newest wanted set
-	mu       sync.Mutex
-	bound    []netip.Addr
-	closed   atomic.Bool // drains: takes no new work
+	asking   chan struct{} // holds one for each request that asks peers how busy they are
+
+	listeners *listen.Listeners[*address]
+	ending    sync.WaitGroup // what drains
+	closed    atomic.Bool    // drains: takes no new work
 }
 
 // New returns a server of site. It opens nothing.
@@ -136,12 +138,17 @@ func New(c Config, site *Site) *Server {
 		counters: newCounters(),
 		busyWait: busyWait,
 		asking:   make(chan struct{}, maxAsking),
-		want:     make(chan []netip.Addr, 1),
 		port:     portSuffix(c.Ports.HTTPS),
 		offerH3:  []string{fmt.Sprintf(`h3=":%d"; ma=600`, c.Ports.HTTPS)},
 		offerNow: []string{fmt.Sprintf(`h3=":%d"; ma=%d`, c.Ports.HTTPS, int(steerLife.Seconds()))},
 		peers:    newPeerAPI(c),
 	}
+	s.listeners = listen.New(listen.Config[*address]{
+		What:  "address",
+		New:   func(a netip.Addr) *address { return &address{s: s, addr: a} },
+		Retry: retry,
+		Log:   c.Log,
+	})
 	s.keys.Store(c.Keys)
 	s.relay = newRelay(c)
 	s.site.Store(site)
@@ -151,10 +158,13 @@ func New(c Config, site *Site) *Server {
 // SetSite replaces the configuration, from the next request on.
 func (s *Server) SetSite(site *Site) { s.site.Store(site) }
 
-// SetKeys replaces the keys of the QUIC tokens and resets, for the addresses that are
-// opened from now on: those that are open would no longer know their own tokens. The pins'
+// SetKeys replaces the keys of the QUIC tokens and resets, for the addresses that the node
+// does not hold now: those that it holds would no longer know their own tokens. The pins'
 // are part of the [Site].
-func (s *Server) SetKeys(r *keys.Ring) { s.keys.Store(r) }
+func (s *Server) SetKeys(r *keys.Ring) {
+	s.keys.Store(r)
+	s.listeners.Look()
+}
 
 // SetPeers names the nodes of the site, this one among them or not. It must be called too
 // when the identity of one has changed. Those that are not named, or would not be taken
@@ -170,28 +180,85 @@ func (s *Server) Books() (debit, shed balancing.Load) {
 	return b.Debit, b.Shed
 }
 
-// Listen names the addresses to answer on, in place of those named before. It never
-// blocks; Run makes it so, and tries again while an address cannot be had.
-func (s *Server) Listen(addrs []netip.Addr) {
-	addrs = slices.Clone(addrs)
-	for {
-		select {
-		case s.want <- addrs:
-			return
-		default:
+// Listen names the addresses that the node holds, and those that it may come to hold at any
+// moment, in place of those named before. The sockets of both are open, so that an address is
+// served in the instant in which the kernel has it. Listen never blocks; Run makes it so, and
+// tries again while an address cannot be had.
+//
+// The connections of an address that is not named any more are drained. Those of one that is
+// only on standby from now on are closed at once: it is gone from this node, and no answer
+// leaves it.
+func (s *Server) Listen(held, standby []netip.Addr) { s.listeners.Listen(held, standby) }
+
+// Listening returns the addresses that the node holds and answers on now.
+func (s *Server) Listening() []netip.Addr {
+	var addrs []netip.Addr
+	for _, a := range s.listeners.Serving() {
+		addrs = append(addrs, a.addr)
+	}
+	return addrs
+}
+
+// InProgress returns how many requests are in progress on each address that the node holds
+// and answers on.
+func (s *Server) InProgress() map[netip.Addr]int64 {
+	n := map[netip.Addr]int64{}
+	for _, a := range s.listeners.Serving() {
+		if e := a.open.Load(); e != nil {
+			n[a.addr] = e.requests.n.Load()
 		}
+	}
+	return n
+}
+
+// errStay is the error of a [Server.Leave] that has been called off.
+var errStay = errors.New("the addresses stay")
+
+// Leave tells the clients of addresses that leave this node in order to go: connections
+// without a request end at once, the others with their last answer (RFC 9112 9.6, RFC 9113
+// 6.8, RFC 9114 5.2). Until the address is gone new connections are served all the same; by
+// HTTP/1.1 and HTTP/2 they last no longer than what they ask at once.
+//
+// It returns nil as soon as the clients from before have gone, or have asked nothing more
+// for a moment, and no request is in progress: then the addresses can be given up. It
+// returns the cause of ctx if that ends first; the clients have been told all the same, and
+// are told until [Server.Stay], or until the address is no longer held.
+func (s *Server) Leave(ctx context.Context, addrs []netip.Addr) error {
+	leaving := s.endpoints(addrs)
+	for _, e := range leaving {
+		e.leave()
+	}
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for slices.ContainsFunc(leaving, (*endpoint).busy) {
 		select {
-		case <-s.want:
-		default:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-t.C:
 		}
+	}
+	if slices.ContainsFunc(leaving, (*endpoint).stays) {
+		return errStay
+	}
+	return nil
+}
+
+// Stay calls [Server.Leave] off: clients that connect from now on are not told to go.
+func (s *Server) Stay(addrs []netip.Addr) {
+	for _, e := range s.endpoints(addrs) {
+		e.stay()
 	}
 }
 
-// Listening returns the addresses that are answered on now.
-func (s *Server) Listening() []netip.Addr {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.bound)
+// endpoints returns what is open on those of addrs that the node holds.
+func (s *Server) endpoints(addrs []netip.Addr) []*endpoint {
+	var open []*endpoint
+	for _, a := range s.listeners.Serving() {
+		if e := a.open.Load(); e != nil && slices.Contains(addrs, a.addr) {
+			open = append(open, e)
+		}
+	}
+	return open
 }
 
 // retry is the pause before an address that could not be had is tried again. The
@@ -206,99 +273,22 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l := listeners{s: s, open: map[netip.Addr]*endpoint{}, failed: map[netip.Addr]string{}}
-	tryAgain := time.NewTimer(0)
-	defer tryAgain.Stop()
-	for {
-		select {
-		case l.want = <-s.want:
-		case <-tryAgain.C:
-		case <-ctx.Done():
-			s.closed.Store(true)
-			l.want = nil
-			l.match()
-			l.drain(stopRelay)
-			l.ending.Wait()
-			s.relay.close()
-			return nil
-		}
-		if !l.match() {
-			tryAgain.Reset(retry)
-		}
-	}
-}
-
-// listeners are the addresses of a server, owned by its Run.
-type listeners struct {
-	s      *Server
-	want   []netip.Addr
-	open   map[netip.Addr]*endpoint
-	failed map[netip.Addr]string // the error last logged
-	ending sync.WaitGroup
-}
-
-// match closes what is not wanted and opens what is. It reports whether all of that
-// could be had.
-func (l *listeners) match() bool {
-	for a, e := range l.open {
-		if !slices.Contains(l.want, a) {
-			delete(l.open, a)
-			l.drain(e.drain)
-			l.s.c.Log.Info("address closed", "addr", a)
-		}
-	}
-	for a := range l.failed {
-		if !slices.Contains(l.want, a) {
-			delete(l.failed, a)
-		}
-	}
-	complete := true
-	for _, a := range l.want {
-		if err := l.complete(a); err != nil {
-			complete = false
-			if l.failed[a] != err.Error() {
-				l.failed[a] = err.Error()
-				l.s.c.Log.Warn("address not opened", "addr", a, "err", err)
-			}
-			continue
-		}
-		delete(l.failed, a)
-	}
-	l.publish()
-	return complete
-}
-
-// complete opens what a lacks.
-func (l *listeners) complete(a netip.Addr) error {
-	e := l.open[a]
-	if e == nil {
-		var err error
-		if e, err = l.s.open(a); err != nil {
-			return err
-		}
-		l.open[a] = e
-		l.s.c.Log.Info("address opened", "addr", a)
-	}
-	if e.quic == nil {
-		return l.s.openQUIC(e)
-	}
+	s.listeners.Run(ctx)
+	s.closed.Store(true)
+	s.listeners.Close()
+	s.drain(stopRelay)
+	s.ending.Wait()
+	s.relay.close()
 	return nil
 }
 
 // drain calls f, and does not wait, with a context that ends after the site's grace.
-func (l *listeners) drain(f func(context.Context)) {
-	ctx, cancel := context.WithTimeout(context.Background(), l.s.site.Load().Grace)
-	l.ending.Go(func() {
+func (s *Server) drain(f func(context.Context)) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.site.Load().Grace)
+	s.ending.Go(func() {
 		defer cancel()
 		f(ctx)
 	})
-}
-
-// publish makes known what is open.
-func (l *listeners) publish() {
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
-	l.s.bound = slices.SortedFunc(maps.Keys(l.open), netip.Addr.Compare)
 }
 
 // errRefused is the error of a request that is answered with an error page of ours.

@@ -59,7 +59,7 @@ func TestAddressesComeAndGo(t *testing.T) {
 	g := newGate()
 	c := newCluster(t, g.serve)
 	n, vip := c.nodes["a"], freeAddr()
-	n.Listen([]netip.Addr{n.addr, vip})
+	n.Listen([]netip.Addr{n.addr, vip}, nil)
 	n.await(t, n.addr, vip)
 
 	var stays, goes []<-chan outcome
@@ -67,7 +67,7 @@ func TestAddressesComeAndGo(t *testing.T) {
 		stays = append(stays, c.slowly(t, g, proto, n.addr))
 		goes = append(goes, c.slowly(t, g, proto, vip))
 	}
-	n.Listen([]netip.Addr{n.addr})
+	n.Listen([]netip.Addr{n.addr}, nil)
 	n.await(t, n.addr)
 	for _, port := range []uint16{testPorts.HTTP, testPorts.HTTPS} {
 		eventually(t, func() bool {
@@ -79,7 +79,7 @@ func TestAddressesComeAndGo(t *testing.T) {
 		}, func() string { return "a removed address still takes connections" })
 	}
 	// The address comes back while its last clients are there.
-	n.Listen([]netip.Addr{n.addr, vip})
+	n.Listen([]netip.Addr{n.addr, vip}, nil)
 	n.await(t, n.addr, vip)
 	for _, proto := range []string{"h1", "h2"} {
 		fresh := newClient(proto, vip, c.ca.pool)
@@ -121,7 +121,7 @@ func TestAddressInUseIsTriedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.Listen([]netip.Addr{vip, n.addr})
+	n.Listen([]netip.Addr{vip, n.addr}, nil)
 	c.ask(t, question{at: "a", path: "/"}).want(t, 200, "a", "")
 	if conn, err := net.Dial("tcp", netip.AddrPortFrom(vip, testPorts.HTTPS).String()); err == nil {
 		conn.Close()
@@ -223,16 +223,16 @@ func TestRunEndsAllItStarted(t *testing.T) {
 		return "goroutines left: " + b.String()
 	})
 	for _, n := range c.nodes { // no socket is left
-		l, err := n.Server.open(n.addr)
+		e, err := n.Server.open(n.addr)
 		if err == nil {
-			err = n.openQUIC(l)
+			err = e.openQUIC()
 		}
 		if err != nil {
 			t.Fatalf("node %s: open again: %v", n.id, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		l.drain(ctx)
+		e.drain(ctx)
 	}
 }
 
@@ -308,12 +308,12 @@ func TestListenNeverBlocks(t *testing.T) {
 	c := build(t, nil) // Run is not there to listen
 	n := c.nodes["a"]
 	for range 100 {
-		n.Listen([]netip.Addr{freeAddr()})
+		n.Listen([]netip.Addr{freeAddr()}, nil)
 	}
-	n.Listen([]netip.Addr{n.addr})
-	if got := <-n.want; len(got) != 1 || got[0] != n.addr {
-		t.Errorf("wanted %v, want the newest set", got)
-	}
+	n.Listen([]netip.Addr{n.addr}, nil)
+	n.start(t.Context())
+	t.Cleanup(c.stop)
+	n.await(t, n.addr) // the newest set
 }
 
 func TestRunNeedsItsRelay(t *testing.T) {
@@ -337,7 +337,7 @@ func TestQUICLoadIsBounded(t *testing.T) {
 		cancel()
 		e.drain(ctx)
 	}()
-	if err := n.openQUIC(e); err != nil {
+	if err := e.openQUIC(); err != nil {
 		t.Fatal(err)
 	}
 	ask := func() error {

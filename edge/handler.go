@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -146,7 +147,7 @@ func (s *Server) accept(r *http.Request, x *exchange) error {
 		return refuse(http.StatusBadRequest, err.Error())
 	}
 	name, ok := x.site.Names.Lookup(authority)
-	if !ok || x.relayed == "" && s.belongsElsewhere(x.view, name) {
+	if !ok || x.relayed == "" && s.belongsElsewhere(r, x.view, name) {
 		return refuse(http.StatusMisdirectedRequest, "this node does not answer for that name")
 	}
 	x.name, x.path = name, path
@@ -196,16 +197,18 @@ func originForm(target string) string {
 
 // belongsElsewhere reports whether name is the node name of an on-line peer none of
 // whose VIPs this node holds: a connection that the client reused for another name
-// (RFC 9110 7.4). During a takeover this node answers for its peer.
-func (s *Server) belongsElsewhere(v *balancing.View, name route.Name) bool {
+// (RFC 9110 7.4). During a takeover this node answers for its peer, and may be asked on the
+// peer's VIP a moment before the view says who holds that.
+func (s *Server) belongsElsewhere(r *http.Request, v *balancing.View, name route.Name) bool {
 	if name.Node == "" || name.Node == s.c.Self {
 		return false
 	}
 	owner, me := v.Node(name.Node), v.Me()
-	if owner == nil || me == nil || !owner.Online {
+	if owner == nil || me == nil || !owner.Online || slices.ContainsFunc(owner.Home, me.Holds) {
 		return false
 	}
-	return !slices.ContainsFunc(owner.Home, me.Holds)
+	asked, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return !slices.Contains(owner.Home, addrOf(asked))
 }
 
 // serveHere serves the request from its origin, and sets or ends the client's pin

@@ -403,7 +403,7 @@ func TestSetKeys(t *testing.T) {
 	}
 	a.SetKeys(ring)
 	later := freeAddr()
-	a.Listen([]netip.Addr{a.addr, later})
+	a.Listen([]netip.Addr{a.addr, later}, nil)
 	a.await(t, a.addr, later)
 	for addr, r := range map[netip.Addr]*keys.Ring{a.addr: old, later: ring} {
 		c.ask(t, question{addr: addr, proto: "h3", path: "/"}).want(t, 200, "a", "")
@@ -425,22 +425,30 @@ func resetToken(key [32]byte, id []byte) []byte {
 // the token of the answer (RFC 9000 10.3).
 func statelessReset(t *testing.T, addr netip.Addr) (id, token []byte) {
 	t.Helper()
-	conn, err := net.Dial("udp", netip.AddrPortFrom(addr, testPorts.HTTPS).String())
+	id, token, err := tryReset(addr, 15*time.Second)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return id, token
+}
+
+func tryReset(addr netip.Addr, wait time.Duration) (id, token []byte, err error) {
+	conn, err := net.Dial("udp", netip.AddrPortFrom(addr, testPorts.HTTPS).String())
+	if err != nil {
+		return nil, nil, err
 	}
 	defer conn.Close()
 	packet := make([]byte, 100)
 	rand.Read(packet)
 	packet[0] = 0x40
 	if _, err := conn.Write(packet); err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
-	conn.SetReadDeadline(time.Now().Add(15 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(wait))
 	b := make([]byte, 1500)
 	n, err := conn.Read(b)
 	if err != nil || n < 21 {
-		t.Fatalf("reset of %d octets: %v", n, err)
+		return nil, nil, fmt.Errorf("reset of %d octets: %w", n, err)
 	}
-	return packet[1:9], b[n-16 : n]
+	return packet[1:9], b[n-16 : n], nil
 }

@@ -16,33 +16,32 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"peerage/balancing/keys"
+	"peerage/balancing/listen"
 )
 
-// quicEndpoint is the UDP side of an address: HTTP/3. It comes after the TCP side, when
-// the socket can be had: while an earlier one of the same address drains, here or in
-// another process of the machine, clients are served over TCP.
+// quicEndpoint is the UDP side of an address. It comes after the TCP side, when the socket
+// can be had: while an earlier one of the same address drains, here or in another process of
+// the machine, clients are served over TCP.
 type quicEndpoint struct {
-	server   *http3.Server
+	ring     *keys.Ring // that its keys are of
 	listener *quic.Listener
 	tr       *quic.Transport
 	udp      net.PacketConn
-	requests requests
 	load     quicLoad
+	past     sync.WaitGroup // servers that take no more connections
 }
 
-// openQUIC binds the UDP side of e.
-func (s *Server) openQUIC(e *endpoint) error {
-	lc := net.ListenConfig{Control: freebind}
-	udp, err := lc.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(e.addr, s.c.Ports.HTTPS).String())
+// openQUIC binds the UDP side of a.
+func (s *Server) openQUIC(a netip.Addr) (*quicEndpoint, error) {
+	udp, err := listen.Freebind.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(a, s.c.Ports.HTTPS).String())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	q := &quicEndpoint{udp: udp}
-	ring := s.keys.Load()
-	token := quic.TokenGeneratorKey(ring.Derive(keys.LabelQUICToken, ""))
+	q := &quicEndpoint{ring: s.keys.Load(), udp: udp}
+	token := quic.TokenGeneratorKey(q.ring.Derive(keys.LabelQUICToken, ""))
 	// One key an address: a node that holds the key of a peer's address could be asked for
 	// the tokens that kill its connections (RFC 9000 21.11).
-	reset := quic.StatelessResetKey(ring.Derive(keys.LabelQUICReset, e.addr.String()))
+	reset := quic.StatelessResetKey(q.ring.Derive(keys.LabelQUICReset, a.String()))
 	q.tr = &quic.Transport{
 		Conn:                udp, // bare, or quic-go loses GSO and batched reads
 		ConnectionIDLength:  8,
@@ -57,10 +56,33 @@ func (s *Server) openQUIC(e *endpoint) error {
 	if err != nil {
 		q.tr.Close()
 		udp.Close()
-		return fmt.Errorf("listen for QUIC on %s: %w", e.addr, err)
+		return nil, fmt.Errorf("listen for QUIC on %s: %w", a, err)
 	}
-	q.server = &http3.Server{
-		Handler:        q.requests.counted(http.HandlerFunc(s.serve)),
+	return q, nil
+}
+
+// drain stops listening at once, lets the requests of last and of the servers before it end
+// until ctx ends, and closes the socket.
+func (q *quicEndpoint) drain(ctx context.Context, last *h3Server) {
+	var closing sync.WaitGroup
+	closing.Go(func() { q.listener.Close() }) // waits for handshakes
+	last.drain(ctx)
+	q.past.Wait()
+	q.tr.Close() // and ends them
+	q.udp.Close()
+	closing.Wait()
+}
+
+// h3Server serves HTTP/3 on the connections that it takes from a listener.
+type h3Server struct {
+	*http3.Server
+	requests requests
+}
+
+func (s *Server) newH3Server(count *requests) *h3Server {
+	h := new(h3Server)
+	h.Server = &http3.Server{
+		Handler:        h.requests.counted(count.counted(http.HandlerFunc(s.serve))),
 		MaxHeaderBytes: maxHeader,
 		IdleTimeout:    idleTimeout,
 		ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context {
@@ -69,10 +91,17 @@ func (s *Server) openQUIC(e *endpoint) error {
 		},
 		Logger: slog.New(slog.DiscardHandler),
 	}
-	e.quic = q
-	e.serves.Go(func() { e.ended(q.server.ServeListener(q.listener)) })
-	return nil
+	return h
 }
+
+// untilLeft is a listener that gives no connection after its context has ended. A server
+// that is shut down in the middle of Accept would forget the connection.
+type untilLeft struct {
+	*quic.Listener
+	taking context.Context
+}
+
+func (l untilLeft) Accept(context.Context) (*quic.Conn, error) { return l.Listener.Accept(l.taking) }
 
 func quicConfig() *quic.Config {
 	return &quic.Config{
@@ -91,22 +120,21 @@ func quicConfig() *quic.Config {
 // answer, before silence counts as the end; net/http takes the same time for HTTP/2.
 const goAwayTime = time.Second
 
-// drain stops listening at once and lets requests in progress end until ctx ends. It
-// does not wait for clients to close their connections, as Shutdown does: a silent one
-// would keep the socket for as long as ctx lasts.
-func (q *quicEndpoint) drain(ctx context.Context) {
+// drain lets requests in progress end until ctx ends. The server must have left its
+// listener. drain does not wait for clients to close their connections, as Shutdown does: a
+// silent one would keep the socket for as long as ctx lasts.
+func (h *h3Server) drain(ctx context.Context) {
 	var ending sync.WaitGroup
-	ending.Go(func() { q.listener.Close() })
 	some, gone := context.WithCancel(ctx)
 	ending.Go(func() {
-		q.server.Shutdown(ctx)
+		h.Shutdown(ctx)
 		gone() // all clients have closed their connections
 	})
 	// To close a connection throws away what is on its way, or not read yet.
-	q.requests.waitQuiet(some, goAwayTime)
+	waitQuiet(some, goAwayTime, h.requests.n.Load)
 	gone()
 	ended := make(chan struct{})
-	ending.Go(func() { q.server.Close() }) // waits for the handlers
+	ending.Go(func() { h.Close() }) // waits for the handlers
 	go func() {
 		ending.Wait()
 		close(ended)
@@ -115,8 +143,6 @@ func (q *quicEndpoint) drain(ctx context.Context) {
 	case <-ended:
 	case <-time.After(lastMoment):
 	}
-	q.tr.Close()
-	q.udp.Close()
 }
 
 // quicLoad bounds the connections of one UDP socket.

@@ -81,7 +81,7 @@ func newCluster(t testing.TB, o origin) *cluster {
 	c := build(t, o)
 	for _, n := range c.nodes {
 		n.start(t.Context())
-		n.Listen([]netip.Addr{n.addr})
+		n.Listen([]netip.Addr{n.addr}, nil)
 	}
 	for _, n := range c.nodes {
 		n.await(t, n.addr)

@@ -2,11 +2,17 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"slices"
 
 	"peerage/appliance/revision"
 	"peerage/appliance/site"
 	"peerage/balancing"
+	"peerage/balancing/cluster"
 )
 
 // agentSite is the server as the agent of the site document changes it.
@@ -41,6 +47,44 @@ func (a agentSite) Check(text string) error {
 	return nil
 }
 
+// Room writes as much into the data directory as a document and what is said of it need, and
+// takes it away again.
+func (a agentSite) Room(text string) error {
+	nf := a.s.nodeFile
+	doc, err := site.ParseDocument("site document", []byte(text))
+	if err != nil {
+		return err
+	}
+	if _, ok := doc.Nodes[nf.Name]; !ok {
+		return nil
+	}
+	// site.yaml has the document once more while it is replaced, and the database copies the
+	// pages that it changes.
+	if err := tryRoom(nf.DataDir, 2*len(text)+256<<10); err != nil {
+		return fmt.Errorf("%s cannot store the document: %w\nmake room there; or stop that node, for while it is off-line the others can be changed, and it catches up when it is back", nf.Name, err)
+	}
+	return nil
+}
+
+// tryRoom says why a file of so many octets cannot be written to a directory.
+func tryRoom(dir string, octets int) error {
+	// A name that the next start removes, should the process die here (state.Open).
+	f, err := os.CreateTemp(dir, ".room.partial-*")
+	if err == nil {
+		b := make([]byte, octets)
+		rand.Read(b) // zeros would fit onto a disk that compresses
+		_, err = f.Write(b)
+		if err == nil {
+			err = f.Sync()
+		}
+		err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	if e, ok := errors.AsType[*fs.PathError](err); ok { // without the name
+		return fmt.Errorf("write %d KiB to %s: %w", octets>>10, dir, e.Err)
+	}
+	return err
+}
+
 // Apply serves a document. A node that is not in it any more leaves, or comes back under
 // the name that it was given.
 func (a agentSite) Apply(ctx context.Context, r *revision.Revision) error {
@@ -67,6 +111,18 @@ func (a agentSite) Live() []balancing.NodeID {
 		}
 	}
 	return all
+}
+
+// Gone is a node whose guard is silent, and one whose server is: the guard says that it does
+// not answer itself, and the gossip does not hear it either.
+func (a agentSite) Gone(id balancing.NodeID) bool {
+	n := a.s.view.Load().Node(id)
+	if n == nil || !n.Online {
+		return true
+	}
+	return !n.Serves() && !slices.ContainsFunc(a.s.member.cluster.Members(), func(i cluster.Info) bool {
+		return i.Name == string(id) && (i.State == cluster.Alive || i.State == cluster.Suspect)
+	})
 }
 
 func (a agentSite) Well(id balancing.NodeID) bool {

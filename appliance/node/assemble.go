@@ -35,18 +35,41 @@ func heartbeatConfig(nf *site.NodeFile, doc *site.Document, ring *keys.Ring, log
 		Port:         nf.Listen.Reports,
 		Exchange:     doc.Balancing.Exchange,
 		Local:        nf.Address.Public,
-		Interface:    nf.Interfaces.Public,
 		Group:        nf.Multicast.Group,
 		Log:          log,
 	}
 	if doc.Balancing.Channel == site.InternalChannel {
-		c.Local, c.Interface = nf.Address.Internal, nf.Interfaces.Internal
+		c.Local = nf.Address.Internal
 	}
+	c.Interface = reportDevice(nf, doc)
 	for _, id := range doc.NodeIDs() {
 		n := doc.Nodes[id]
 		c.Nodes = append(c.Nodes, heartbeat.Peer{ID: id, Address: n.Address, Internal: n.Internal, Home: n.VIPs, Capacity: n.Capacity})
 	}
 	return c
+}
+
+// reportDevice returns the interface that reports leave by.
+func reportDevice(nf *site.NodeFile, doc *site.Document) string {
+	if doc.Balancing.Channel == site.InternalChannel {
+		return nf.Interfaces.Internal
+	}
+	return nf.Interfaces.Public
+}
+
+// reportMark returns the mark of reports by which the kernel lets VIPs through. There is
+// none on loopback, where VIPs are sockets, and where the kernel might see no report leave,
+// for it goes to peers alone, which may not be there.
+func reportMark(nf *site.NodeFile, doc *site.Document) uint32 {
+	public, err := net.InterfaceByName(nf.Interfaces.Public)
+	if err != nil || public.Flags&net.FlagLoopback != 0 {
+		return 0
+	}
+	reports, err := net.InterfaceByName(reportDevice(nf, doc))
+	if err != nil || reports.Flags&net.FlagMulticast == 0 || !nf.Multicast.Group.IsValid() {
+		return 0
+	}
+	return takeover.Mark
 }
 
 func meterConfig(nf *site.NodeFile, doc *site.Document) meter.Config {
@@ -60,18 +83,27 @@ func meterConfig(nf *site.NodeFile, doc *site.Document) meter.Config {
 	return c
 }
 
-// openLink returns the means to claim VIPs: the kernel's addresses, or on loopback, where
-// every address is there already, sockets.
-func openLink(nf *site.NodeFile, log *slog.Logger) (takeover.Link, func(), error) {
+// onLoopback reports whether the node claims VIPs on the loopback interface.
+func onLoopback(nf *site.NodeFile) (bool, error) {
 	ifi, err := net.InterfaceByName(nf.Interfaces.Public)
 	if err != nil {
-		return nil, nil, fmt.Errorf("public interface %s: %w", nf.Interfaces.Public, err)
+		return false, fmt.Errorf("public interface %s: %w", nf.Interfaces.Public, err)
 	}
-	if ifi.Flags&net.FlagLoopback != 0 {
+	return ifi.Flags&net.FlagLoopback != 0, nil
+}
+
+// openLink returns the means to claim VIPs: the kernel's addresses, or on loopback, where
+// every address is there already, sockets.
+func openLink(nf *site.NodeFile, reports func() string, log *slog.Logger) (takeover.Link, func(), error) {
+	loopback, err := onLoopback(nf)
+	if err != nil {
+		return nil, nil, err
+	}
+	if loopback {
 		l := takeover.Loopback(nf.Listen.Reports)
 		return l, func() { l.Close() }, nil
 	}
-	l, err := takeover.Linux(nf.Interfaces.Public, log)
+	l, err := takeover.Linux(nf.Interfaces.Public, reports, log)
 	if err != nil {
 		return nil, nil, err
 	}

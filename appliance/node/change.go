@@ -7,6 +7,7 @@ import (
 	"os"
 	"regexp"
 	"sync"
+	"time"
 
 	"peerage/appliance/site"
 	"peerage/appliance/state"
@@ -98,15 +99,25 @@ func (g *guard) makeChange(a asked) {
 		return
 	}
 	answer := &took{ID: a.ID}
-	if err := g.take(a.change); err != nil {
+	if err := g.take(a.change, a.late); err != nil {
 		g.log.Warn("change refused", "err", err)
 		answer.Err = err.Error()
 	}
-	a.by.send(toServer{Took: answer})
+	if err := a.by.send(toServer{Took: answer}); err != nil {
+		a.by.close() // it must not wait for what it will never hear; the next one begins with what counts
+	}
 }
 
-func (g *guard) take(c change) error {
+var errLate = errors.New("the disk of the data directory is too slow: the change took too long, and was taken back")
+
+// late reports whether the server does not wait for the change any more.
+func (c *change) late() bool { return !c.Until.IsZero() && time.Now().After(c.Until) }
+
+// take makes a change, unless it is late: before it is begun, or when the disk is done.
+func (g *guard) take(c change, late func() bool) error {
 	switch {
+	case late():
+		return errLate
 	case c.Name != "":
 		if err := g.rename(c.Name, c.Document); err != nil {
 			return err
@@ -118,12 +129,12 @@ func (g *guard) take(c change) error {
 		return nil
 	}
 	if c.SiteKey != "" {
-		if err := g.takeKey(c.SiteKey); err != nil {
+		if err := g.takeKey(c.SiteKey, late); err != nil {
 			return err
 		}
 	}
 	if c.Document != "" {
-		return g.takeDocument(c.Document)
+		return g.takeDocument(c.Document, late)
 	}
 	return nil
 }
@@ -193,7 +204,7 @@ func (g *guard) end(why error) {
 	}
 }
 
-func (g *guard) takeDocument(text string) error {
+func (g *guard) takeDocument(text string, late func() bool) error {
 	was, _, ring := g.both()
 	if text == was {
 		return nil
@@ -205,7 +216,7 @@ func (g *guard) takeDocument(text string) error {
 	if err := state.Replace(g.nodeFile.SiteFile, []byte(text), 0o644); err != nil {
 		return err
 	}
-	if err := g.exchange.Reconfigure(g.reports(doc, ring)); err != nil {
+	if err := g.reconfigure(doc, ring, late); err != nil {
 		return errors.Join(err, state.Replace(g.nodeFile.SiteFile, []byte(was), 0o644))
 	}
 	g.goBy(text, doc, ring)
@@ -216,7 +227,15 @@ func (g *guard) takeDocument(text string) error {
 	return nil
 }
 
-func (g *guard) takeKey(text string) error {
+// reconfigure has the reports go by a document and a ring of site keys, if it is not late.
+func (g *guard) reconfigure(doc *site.Document, ring *keys.Ring, late func() bool) error {
+	if late() {
+		return errLate
+	}
+	return g.exchange.Reconfigure(g.reports(doc, ring))
+}
+
+func (g *guard) takeKey(text string, late func() bool) error {
 	_, doc, was := g.both()
 	ring, err := keys.ParseRing(text)
 	if err != nil {
@@ -228,7 +247,7 @@ func (g *guard) takeKey(text string) error {
 	if err := g.dir.ReplaceSiteKey(g.nodeFile.SiteKeyFile, was, ring); err != nil {
 		return err
 	}
-	if err := g.exchange.Reconfigure(g.reports(doc, ring)); err != nil {
+	if err := g.reconfigure(doc, ring, late); err != nil {
 		return errors.Join(err, g.dir.ReplaceSiteKey(g.nodeFile.SiteKeyFile, ring, was))
 	}
 	document, doc, _ := g.both()

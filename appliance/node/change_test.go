@@ -4,15 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"peerage/appliance/site"
 	"peerage/appliance/state"
 	"peerage/balancing"
 	"peerage/balancing/keys"
+	"peerage/tls/certs"
 )
 
 // siteOf returns a site document with those nodes, on loopback.
@@ -159,6 +162,74 @@ func TestAChangeOfAServerThatIsGone(t *testing.T) {
 	}
 	if b, err := os.ReadFile(g.nodeFile.SiteFile); err != nil || string(b) != next {
 		t.Errorf("on the disk: %s, %v", b, err)
+	}
+}
+
+// TestALateChangeIsTakenBack has the disk be done only when the server waits no longer, and
+// has said that nothing was changed.
+func TestALateChangeIsTakenBack(t *testing.T) {
+	was, next := siteOf("n1", "n2"), siteOf("n1", "n2", "n3")
+	g := newTestGuard(t, was)
+	_, _, ring := g.both()
+	more, err := keys.NewRing(ring.Keys()[0], keys.Generate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unchanged := func(what string) {
+		t.Helper()
+		text, doc, now := g.both()
+		if text != was || len(doc.Nodes) != 2 || now != ring {
+			t.Errorf("%s: the guard goes by it", what)
+		}
+		if b, err := os.ReadFile(g.nodeFile.SiteFile); err != nil || string(b) != was {
+			t.Errorf("%s: on the disk: %s, %v", what, b, err)
+		}
+		if r, err := state.ReadSiteKey(g.nodeFile.SiteKeyFile); err != nil || r.Reveal() != ring.Reveal() {
+			t.Errorf("%s: another site key is on the disk; %v", what, err)
+		}
+	}
+	ca, err := certs.NewCA("example", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(g.dir.SaveCA(ca, ring), state.WriteSiteKey(g.nodeFile.SiteKeyFile, ring)); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]change{"document": {Document: next}, "site key": {SiteKey: more.Reveal()}} {
+		for looks := range 2 { // at the first look, and at that after the disk
+			n := 0
+			err := g.take(c, func() bool { n++; return n > looks })
+			if !errors.Is(err, errLate) || n != looks+1 {
+				t.Errorf("%s: got %v at look %d, want it late at look %d", what, err, n, looks+1)
+			}
+			unchanged(what)
+		}
+	}
+	// By the clock, as the server has said.
+	ours, theirs := newChannels(t)
+	g.server = ours
+	g.makeChange(asked{change{ID: 1, Document: next, Until: time.Now().Add(-time.Second)}, ours})
+	var m toServer
+	if err := theirs.receive(&m); err != nil || m.Took == nil || m.Took.ID != 1 || m.Took.Err != errLate.Error() {
+		t.Errorf("answer %+v, %v", m.Took, err)
+	}
+	unchanged("over before it was begun")
+	g.makeChange(asked{change{ID: 2, Document: next, Until: time.Now().Add(time.Hour)}, ours})
+	if text, _, _ := g.both(); text != next {
+		t.Error("a change in time is not made")
+	}
+}
+
+// TestAServerThatCannotHearTheAnswerIsEnded has the answer to a change be lost: the server
+// would not know what the guard goes by.
+func TestAServerThatCannotHearTheAnswerIsEnded(t *testing.T) {
+	g := newTestGuard(t, siteOf("n1", "n2"))
+	ours, theirs := newChannels(t)
+	theirs.close()
+	g.server = ours
+	g.makeChange(asked{change{ID: 1, Document: siteOf("n1", "n2", "n3")}, ours})
+	if err := ours.conn.SetDeadline(time.Time{}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the channel is open still: %v", err)
 	}
 }
 

@@ -30,6 +30,8 @@ type toServer struct {
 	Stop  bool            `json:"stop,omitempty"` // finish what is in progress and end
 	Begin *beginning      `json:"begin,omitempty"`
 	Took  *took           `json:"took,omitempty"`
+
+	Leaving *leaving `json:"leaving,omitempty"` // VIPs that go to a peer in order
 }
 
 // beginning is the first message to a server, and no other: what its guard goes by. The
@@ -41,7 +43,12 @@ type beginning struct {
 
 // change asks the guard to go by something else from now on, and to write it down.
 type change struct {
-	ID       uint64           `json:"id"`
+	ID uint64 `json:"id"`
+
+	// Until is when the server is about to give the change up: the guard must not go by it
+	// after that. Zero is never.
+	Until time.Time `json:"until,omitzero"`
+
 	Document string           `json:"document,omitempty"` // of the site; YAML
 	SiteKey  string           `json:"site_key,omitempty"`
 	Name     balancing.NodeID `json:"name,omitempty"`  // of this node: it leaves, and comes back with it
@@ -64,6 +71,9 @@ type toGuard struct {
 	Set   *set   `json:"set,omitempty"`
 
 	Change *change `json:"change,omitempty"`
+	Left   *left   `json:"left,omitempty"`
+
+	Orders *ordered `json:"orders,omitempty"` // in place of those told before
 }
 
 // set asks the guard to change settings of the whole site. It names only what is to be
@@ -76,12 +86,11 @@ type set struct {
 
 // token says that the server is well, and how it is.
 type token struct {
-	Load     balancing.Load      `json:"load"`
-	Debit    balancing.Load      `json:"debit"`
-	Shed     balancing.Load      `json:"shed"`
-	InFlight int64               `json:"in_flight"` // requests in progress
-	Unable   []balancing.RouteID `json:"unable,omitempty"`
-	Amiss    []string            `json:"amiss,omitempty"` // what an operator should see to
+	Load   balancing.Load      `json:"load"`
+	Debit  balancing.Load      `json:"debit"`
+	Shed   balancing.Load      `json:"shed"`
+	Unable []balancing.RouteID `json:"unable,omitempty"`
+	Amiss  []string            `json:"amiss,omitempty"` // what an operator should see to
 }
 
 // GuardStatus is what the guard knows and the server shows.

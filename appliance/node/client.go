@@ -49,7 +49,8 @@ func (c Client) do(ctx context.Context, method, path string, body any) (*http.Re
 		resp.Body.Close()
 		t.CloseIdleConnections()
 	}
-	if resp.StatusCode != http.StatusOK {
+	// What is told in steps tells its error in the last of them.
+	if resp.StatusCode != http.StatusOK && resp.Header.Get("Content-Type") != stepsType {
 		defer done()
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 		return nil, nil, errors.New(string(bytes.TrimSpace(why)))
@@ -194,8 +195,8 @@ func (c Client) CreateToken(ctx context.Context, n NewToken) (text string, err e
 	return text, c.call(ctx, http.MethodPost, tokensPath, n, &text)
 }
 
-// RevokeToken makes a join token worthless; its id is in the reference.
-func (c Client) RevokeToken(ctx context.Context, ref Reference) error {
+// RevokeToken makes a join token worthless.
+func (c Client) RevokeToken(ctx context.Context, ref TokenReference) error {
 	return c.call(ctx, http.MethodDelete, tokensPath, ref, new(struct{}))
 }
 
@@ -219,7 +220,8 @@ func (c Client) RenameNode(ctx context.Context, n NodeChange, step func(Step)) (
 	return r, c.follow(ctx, renamePath, n, step, &r)
 }
 
-// Leave takes the node itself out of the site; it ends soon after.
+// Leave takes the node itself out of the site, and tells each step. When it returns without
+// an error the site document does not have the node any more; the node ends then.
 func (c Client) Leave(ctx context.Context, n NodeChange, step func(Step)) error {
 	return c.follow(ctx, leavePath, n, step, new(struct{}))
 }

@@ -43,14 +43,32 @@ func (s *server) control(ctx context.Context) error {
 	mux.HandleFunc("PATCH "+balancingPath, s.patchSettings)
 	mux.HandleFunc("DELETE "+balancingPath, s.resetSettings)
 	s.operate(mux)
-	srv := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	srv := &http.Server{
+		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		// Who waits for a lengthy work hears how it ends: the node may have been asked to leave.
+		end, cancel := context.WithTimeout(context.Background(), lastAnswers)
+		defer cancel()
+		if srv.Shutdown(end) != nil {
+			srv.Close()
+		}
+	})
+	err = srv.Serve(l)
+	if !stop() {
+		<-stopped
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
+
+// lastAnswers is how long a node that ends has for answers that are under way.
+const lastAnswers = time.Second
 
 func answer(w http.ResponseWriter, x any) {
 	w.Header().Set("Content-Type", "application/json")

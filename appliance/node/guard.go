@@ -9,11 +9,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -51,11 +48,18 @@ type guard struct {
 	ends        chan error              // capacity 1: why the node is to leave by itself
 	changing    sync.Mutex              // held while one is made, and while a server begins
 
-	lingers atomic.Bool // the node leaves, and still works on what clients have asked
+	mark       uint32 // of reports by which the kernel lets VIPs through; 0: it always does
+	departures departures
+	orders     atomic.Pointer[ordered] // nil: none were told yet
+	views      *fanout
+	watchdog   *watchdog // nil if there is none; watch tells it
+
+	look *time.Timer // at the node itself
 
 	mu     sync.Mutex
 	facts  facts
-	server *channel // nil while there is none
+	due    time.Time // when look fires
+	server *channel  // nil while there is none
 }
 
 const (
@@ -87,20 +91,21 @@ func newGuard(path string, nf *site.NodeFile, text string, doc *site.Document, d
 		keep: make(chan balancing.Settings, 1), changes: make(chan asked, maxChanges), ends: make(chan error, 1),
 	}
 	g.goBy(text, doc, ring)
-	g.incarnation = incarnation
+	g.incarnation, g.mark = incarnation, reportMark(nf, doc)
 	c := g.reports(doc, ring)
 	c.Changed = changed
 	if g.exchange, err = heartbeat.New(c); err != nil {
 		return nil, err
 	}
 	g.facts = facts{started: now, holdDown: doc.Takeover.HoldDown}
+	g.look, g.due = time.NewTimer(healthEvery), now.Add(healthEvery)
 	return g, nil
 }
 
 // reports says how reports are exchanged under a document and a ring of site keys.
 func (g *guard) reports(doc *site.Document, ring *keys.Ring) heartbeat.Config {
 	c := heartbeatConfig(g.nodeFile, doc, ring, g.log)
-	c.Incarnation, c.Keep = g.incarnation, g.toKeep
+	c.Incarnation, c.Keep, c.Mark = g.incarnation, g.toKeep, g.mark
 	return c
 }
 
@@ -136,11 +141,22 @@ func (g *guard) keepSettings(ctx context.Context) error {
 // run keeps the node going until ctx ends, then leaves the site in order: draining in
 // the reports, VIPs to the peers, work in progress to its end, farewell.
 func (g *guard) run(ctx context.Context) error {
-	link, closeLink, err := openLink(g.nodeFile, g.log)
+	link, closeLink, err := openLink(g.nodeFile, g.reportDevice, g.log)
 	if err != nil {
 		return err
 	}
 	defer closeLink()
+	if path := g.nodeFile.Watchdog; path != "" {
+		if g.watchdog, err = openWatchdog(path, g.log); err != nil {
+			return err
+		}
+		defer g.watchdog.close()
+	}
+	var command *takeover.CommandLink
+	if path := g.nodeFile.VIPCommand; path != "" {
+		command = takeover.WithCommand(link, path, g.log)
+		link = command
+	}
 
 	// Each of the three outlives the one before it in the order of leaving.
 	exchangeCtx, endExchange := context.WithCancel(context.Background())
@@ -151,14 +167,8 @@ func (g *guard) run(ctx context.Context) error {
 	defer endServer()
 
 	views := newFanout(g.exchange)
-	g.keeper = takeover.New(takeover.Config{
-		Self:    g.nodeFile.Name,
-		Link:    link,
-		View:    g.planView,
-		Changed: views.subscribe(),
-		Held:    func(held []netip.Addr) { g.exchange.Update(func(s *heartbeat.Status) { s.Held = held }) },
-		Log:     g.log,
-	})
+	g.views = views
+	g.keeper = takeover.New(g.keeperConfig(link, views.subscribe()))
 	g.judge(time.Now())
 
 	failed := make(chan error, 8)
@@ -175,8 +185,11 @@ func (g *guard) run(ctx context.Context) error {
 	run(&exchange, exchangeCtx, "views", views.run)
 	run(&exchange, exchangeCtx, "settings", g.keepSettings)
 	run(&exchange, exchangeCtx, "changes", g.takeChanges)
+	if command != nil {
+		run(&exchange, exchangeCtx, "VIP command", func(ctx context.Context) error { return ordinarily(ctx, command.Run) })
+	}
 	run(&keeper, keeperCtx, "takeover", g.keeper.Run)
-	run(&server, serverCtx, "server", g.supervise)
+	run(&server, serverCtx, "server", func(ctx context.Context) error { return ordinarily(ctx, g.supervise) })
 	run(&watch, exchangeCtx, "watch", func(ctx context.Context) error { return g.watch(ctx, toServer) })
 
 	var ended error
@@ -186,16 +199,13 @@ func (g *guard) run(ctx context.Context) error {
 	case err = <-failed:
 	}
 	g.log.Info("node leaving")
-	g.lingers.Store(err == nil)
+	if err != nil {
+		g.departures.serve(nil) // no time for the clients
+	}
 	g.mu.Lock()
 	g.facts.leaving = true
 	g.mu.Unlock()
 	g.judge(time.Now())
-	if g.lingers.Load() {
-		g.awaitWork()
-		g.lingers.Store(false)
-		views.signal()
-	}
 	g.awaitHandOver()
 	endServer()
 	server.Wait()
@@ -207,54 +217,18 @@ func (g *guard) run(ctx context.Context) error {
 	return cmp.Or(err, ended)
 }
 
-// planView is the view that the keeper plans from. What a client of a VIP has asked can
-// be answered only while the VIP is here; so a node that leaves holds what it has until
-// its work is done, although it tells the peers already that it takes no more. Where
-// takeover is switched off, each node holds its own VIPs, whatever becomes of it, and no
-// others.
-func (g *guard) planView() *balancing.View {
-	v := g.exchange.View()
-	alone := !g.document().Takeover.Enabled
-	if !alone && !g.lingers.Load() {
-		return v
-	}
-	c := *v
-	c.Nodes = slices.Clone(v.Nodes)
-	if alone {
-		c.Nodes = slices.DeleteFunc(c.Nodes, func(n balancing.Node) bool { return n.ID != c.Self })
-	}
-	if me := c.Me(); me != nil && (alone || me.State == balancing.Draining) {
-		me.State = balancing.OK
-	}
-	return &c
-}
-
-// awaitWork gives work in progress the time of the document to end.
-func (g *guard) awaitWork() {
-	g.await(g.document().Drain.Grace, func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return g.server == nil || g.facts.idle >= idleTokens
-	})
-}
-
-// awaitHandOver gives the keeper a moment to hand the VIPs to the peers, so that no
-// client meets a closed door.
+// awaitHandOver returns when the VIPs are with the peers, when the time of the document and
+// a little more are over, and when there is nobody to hand them to: as at the last node of
+// a site.
 func (g *guard) awaitHandOver() {
-	g.await(time.Second, func() bool { return false })
-}
-
-// await returns when done says so, when the time is over, and when there is nothing to
-// hand over, or nobody to hand it to: as at the last node of a site.
-func (g *guard) await(atMost time.Duration, done func() bool) {
-	deadline := time.NewTimer(atMost)
+	deadline := time.NewTimer(g.rules().Grace + time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		v := g.exchange.View()
 		others := slices.ContainsFunc(v.Nodes, func(n balancing.Node) bool { return n.ID != v.Self && n.Serves() })
-		if me := v.Me(); !others || me == nil || len(me.Held) == 0 || done() {
+		if me := v.Me(); !others || me == nil || len(me.Held) == 0 {
 			return
 		}
 		select {
@@ -268,9 +242,7 @@ func (g *guard) await(atMost time.Duration, done func() bool) {
 // watch passes each new view to the server, and judges the node's own state whenever
 // something may have changed it.
 func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
-	tick := time.NewTicker(healthEvery)
-	defer tick.Stop()
-	last := time.Now()
+	defer g.look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -278,23 +250,40 @@ func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 		case <-changed:
 			g.judge(time.Now())
 			g.tell()
-		case <-tick.C:
+		case <-g.look.C:
 			now := time.Now()
 			g.mu.Lock()
-			g.facts.forgive(now.Sub(last) - healthEvery)
-			last = now
-			g.facts.carrier(time.Now(), hasCarrier(g.nodeFile.Interfaces.Public))
+			g.facts.forgive(now.Sub(g.due))
+			g.lookAfter(now, healthEvery)
 			g.mu.Unlock()
-			g.judge(time.Now())
+			g.touched()
 		}
+		g.watchdog.pat(time.Now())
 	}
+}
+
+// lookAfter has the node looked at d from now. With each health token it is looked at
+// anyway: until the last one is stale, an idle guard need not wake up for that. g.mu is held.
+func (g *guard) lookAfter(now time.Time, d time.Duration) {
+	g.due = now.Add(d)
+	g.look.Reset(d)
 }
 
 // hasCarrier reports whether the interface can reach its network: no cable is pulled. One
 // that cannot be asked is taken to be well.
 func hasCarrier(name string) bool {
-	ifi, err := net.InterfaceByName(name)
-	return err != nil || ifi.Flags&net.FlagRunning != 0
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return true
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(s)
+	// Not net.InterfaceByName: that has the kernel list all interfaces, ten times a second.
+	err = unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, ifr)
+	return err != nil || ifr.Uint16()&unix.IFF_RUNNING != 0
 }
 
 // judge says in the reports what state the node is in.
@@ -305,10 +294,12 @@ func (g *guard) judge(now time.Time) {
 	v := g.exchange.View()
 	f.listen = v.Settings.Period * 3 / 2
 	f.stale = min(max(time.Duration(g.document().Balancing.OfflineAfter)*v.Settings.Period, minStale), maxStale)
-	if n := g.exchange.Counters().Clock; n != f.refused {
-		f.refused, f.clock = n, now
-	}
+	c := g.exchange.Counters()
+	f.clocks.count(now, c.Clock)
+	f.twins.count(now, c.Twins)
+	f.unfenced = g.keeper.Status().Fence
 	was := f.current
+	f.lapse(now, c.Lapsed)
 	next := f.judge(now, homeHeldByOthers(v))
 	if next != was {
 		if was == balancing.Joining && atWork(v) {
@@ -343,11 +334,9 @@ func (g *guard) tell() {
 	}
 }
 
-// supervise keeps one server running until ctx ends.
+// supervise keeps one server running until ctx ends. It stays on one thread, for the kernel
+// ties the child's life to the one that started it (PDEATHSIG).
 func (g *guard) supervise(ctx context.Context) error {
-	// The kernel ties the child's life to the thread that started it (PDEATHSIG).
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	pause := restartFirst
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -393,6 +382,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 	g.mu.Lock()
 	g.server = ours
 	g.mu.Unlock()
+	g.departures.serve(ours)
 	g.changing.Unlock()
 	g.tell()
 
@@ -400,6 +390,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 	// document and a little for itself.
 	var stopping sync.WaitGroup
 	gone := make(chan struct{})
+	stopping.Go(func() { watchStops(cmd.Process.Pid, gone, g.serverStopped) })
 	stopping.Go(func() {
 		select {
 		case <-gone:
@@ -415,13 +406,15 @@ func (g *guard) serveOnce(ctx context.Context) error {
 			cmd.Process.Kill()
 		}
 	})
-	g.listen(ours)
+	var listening sync.WaitGroup // by another than this thread, which is an ordinary one
+	listening.Go(func() { g.listen(ours) })
+	listening.Wait()
 
 	// The channel is closed: whatever the server is up to, it serves nobody's VIP now.
+	g.departures.serve(nil)
 	g.mu.Lock()
 	g.server = nil
-	g.facts.token = time.Time{}
-	g.facts.told = token{}
+	g.facts.token, g.facts.told, g.facts.stopped = time.Time{}, token{}, false
 	g.mu.Unlock()
 	g.judge(time.Now())
 	if ctx.Err() == nil {
@@ -458,10 +451,27 @@ func (g *guard) listen(c *channel) {
 			g.exchange.Ask()
 		case m.Change != nil:
 			g.ask(c, *m.Change)
+		case m.Left != nil:
+			g.departures.left(m.Left.VIP)
+		case m.Orders != nil:
+			g.obey(m.Orders)
 		case m.Set != nil:
 			c.send(toServer{Took: g.set(*m.Set)}) // if it is gone, nobody waits any more
 		}
 	}
+}
+
+// serverStopped takes the kernel's word that the server has been stopped, or goes on.
+func (g *guard) serverStopped(stopped bool) {
+	if stopped {
+		g.log.Error("server stopped", "reason", "somebody has sent it SIGSTOP, or a debugger holds it")
+	} else {
+		g.log.Info("server goes on")
+	}
+	g.mu.Lock()
+	g.facts.stopped = stopped
+	g.mu.Unlock()
+	g.judge(time.Now())
 }
 
 // set changes settings of the whole site.
@@ -493,8 +503,9 @@ func (g *guard) wellAt(now time.Time, t token) {
 	}
 	g.mu.Lock()
 	g.facts.tell(now, t)
+	g.lookAfter(now, g.facts.stale+time.Millisecond)
 	g.mu.Unlock()
-	g.judge(now)
+	g.touched()
 }
 
 // credentials returns the attributes under which the server runs: as root it becomes

@@ -18,27 +18,53 @@ type facts struct {
 	current balancing.State // 0 before the first judgement
 	token   time.Time       // when the server last served itself; zero: never, or it ended
 	told    token           // what it said then
-	clock   time.Time       // when a peer's report was last refused for its clock
-	refused uint64          // such reports so far
+	clocks  counted         // reports of peers that were refused for their clock
+	twins   counted         // reports of another node under this one's name
 	well    time.Time       // since when the tokens have come without a gap
 	serves  time.Time       // when it began to serve after its peers did; zero if they began together
 	cut     bool            // the public interface has no carrier
 	mended  time.Time       // when it last got it back
 	leaving bool
-	idle    int // tokens in a row, since the node leaves, that told of no request in progress
+	drained bool // an operator wants it to take no work
+
+	isolated bool   // no peer and no witness answers
+	stopped  bool   // the server's process does not run
+	lapsed   uint64 // times that the right to answer for VIPs was lost
+	unfenced string // why the kernel would let VIPs through although this node is frozen
 }
 
-// idleTokens of them say that the work in progress has ended: the first may have been
-// under way before the server knew that the node leaves.
-const idleTokens = 2
+// counted is something that is counted, and should not be there.
+type counted struct {
+	n     uint64
+	first time.Time // of those that came without a pause of recently
+	last  time.Time
+}
+
+// recently is for how long after the last one it is there.
+const recently = 10 * time.Second
+
+// count takes how many there were by now.
+func (c *counted) count(now time.Time, n uint64) {
+	if n == c.n {
+		return
+	}
+	if !c.isThere(now) {
+		c.first = now
+	}
+	c.n, c.last = n, now
+}
+
+func (c *counted) isThere(now time.Time) bool {
+	return !c.last.IsZero() && now.Sub(c.last) < recently
+}
+
+// twinAfter is how long another node must have been heard under this one's name: what an
+// earlier start of this node has sent may still be on its way.
+const twinAfter = 3 * time.Second
 
 // tell takes a health token that came at now.
 func (f *facts) tell(now time.Time, t token) {
 	f.token, f.told = now, t
-	f.idle++
-	if t.InFlight > 0 || !f.leaving {
-		f.idle = 0
-	}
 }
 
 // carrier takes whether the public interface has a carrier at now.
@@ -47,6 +73,26 @@ func (f *facts) carrier(now time.Time, has bool) {
 		f.mended = now
 	}
 	f.cut = !has
+}
+
+// isolate takes whether the node is cut off, at now.
+func (f *facts) isolate(now time.Time, cut bool) {
+	if f.isolated && !cut {
+		f.mended = now
+	}
+	f.isolated = cut
+}
+
+// lapse takes how often the right to answer for VIPs was lost by now. Whoever stood still
+// for so long begins as one that starts: its peers hold its VIPs by now.
+func (f *facts) lapse(now time.Time, times uint64) {
+	if times == f.lapsed {
+		return
+	}
+	f.lapsed, f.mended, f.well = times, now, time.Time{}
+	if f.current != 0 {
+		f.current = balancing.Joining
+	}
 }
 
 // judge settles the node's state at now; held says that a peer holds a VIP of this
@@ -62,7 +108,7 @@ func (f *facts) judge(now time.Time, held bool) balancing.State {
 
 func (f *facts) next(now time.Time, held bool) balancing.State {
 	// Behind a cable that is pulled a server is well, and of no use.
-	fresh := !f.token.IsZero() && now.Sub(f.token) <= f.stale && !f.cut
+	fresh := !f.token.IsZero() && now.Sub(f.token) <= f.stale && !f.cut && !f.isolated && !f.stopped
 	switch {
 	case !fresh:
 		f.well = time.Time{}
@@ -76,6 +122,8 @@ func (f *facts) next(now time.Time, held bool) balancing.State {
 		return balancing.Sick
 	case !fresh && now.Sub(f.started) > max(startTime, f.stale):
 		return balancing.Sick // peers wait for a node that joins, but not for ever
+	case f.drained && fresh:
+		return balancing.Draining
 	case f.current == balancing.OK, f.current == balancing.Degraded:
 		return f.serving(now)
 	case !fresh, now.Sub(f.started) < f.listen, now.Sub(f.mended) < f.listen:
@@ -99,20 +147,29 @@ func (f *facts) serving(now time.Time) balancing.State {
 	return balancing.OK
 }
 
-// clockWord is for how long a refused report says that the clocks differ.
-const clockWord = 10 * time.Second
-
 // amiss lists what an operator should see to, although the node serves.
 func (f *facts) amiss(now time.Time) []string {
 	all := slices.Clone(f.told.Amiss)
 	if f.cut {
 		all = append(all, "the public interface has no carrier")
 	}
-	if f.current == balancing.Sick && !f.cut {
+	if f.isolated && !f.cut {
+		all = append(all, "neither a peer nor a witness answers: this node is cut off, and holds no VIPs")
+	}
+	if f.stopped {
+		all = append(all, "the server's process has been stopped: 'kill -CONT' lets it go on")
+	}
+	if f.unfenced != "" {
+		all = append(all, "no fence around the VIPs: "+f.unfenced)
+	}
+	if f.current == balancing.Sick && !f.cut && !f.isolated && !f.stopped {
 		all = append(all, fmt.Sprintf("the server has not answered itself for %v", f.stale))
 	}
-	if !f.clock.IsZero() && now.Sub(f.clock) < clockWord {
-		all = append(all, "the clock differs from that of a peer by more than 30 s")
+	if f.clocks.isThere(now) {
+		all = append(all, "the clock differs from that of a peer by more than 30 s: run NTP on both; the log says which")
+	}
+	if f.twins.isThere(now) && f.twins.last.Sub(f.twins.first) >= twinAfter {
+		all = append(all, "another node runs under this node's name: stop one of them; of a disk that was copied only one may run, and the other machine must join as a node of its own")
 	}
 	return all
 }

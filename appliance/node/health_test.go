@@ -125,30 +125,43 @@ func TestStateOfANode(t *testing.T) {
 	}
 }
 
-// TestWorkHasEnded is about the moment from which a node that leaves may give its VIPs
-// away.
-func TestWorkHasEnded(t *testing.T) {
-	var f facts
-	for i, s := range []struct {
-		leaves   bool
-		inFlight int64
-		want     bool
-	}{
-		{},
-		{},
-		{}, // before it leaves, nothing counts
-		{leaves: true, inFlight: 3},
-		{leaves: true},
-		{leaves: true, inFlight: 1},
-		{leaves: true},
-		{leaves: true, want: true},
-	} {
-		f.leaving = s.leaves
-		f.tell(time.Unix(int64(i), 0), token{InFlight: s.inFlight})
-		if got := f.idle >= idleTokens; got != s.want {
-			t.Errorf("token %d: ended %v, want %v", i+1, got, s.want)
+// TestStandstill is what a guard makes of having stood still, of being cut off, and of a
+// server that is stopped.
+func TestStandstill(t *testing.T) {
+	now := time.Unix(1000, 0)
+	f := facts{started: now.Add(-time.Hour), listen: 750 * time.Millisecond, holdDown: 5 * time.Second, stale: time.Second, current: balancing.OK}
+	after := func(d time.Duration, held bool, want balancing.State) {
+		t.Helper()
+		now = now.Add(d)
+		f.tell(now, token{})
+		if got := f.judge(now, held); got != want {
+			t.Errorf("at %v: %v, want %v", now.Sub(time.Unix(1000, 0)), got, want)
 		}
 	}
+	after(0, false, balancing.OK)
+	f.lapse(now, 1)
+	after(100*time.Millisecond, true, balancing.Joining)
+	after(4*time.Second, true, balancing.Joining) // a stand-in has its VIPs
+	after(2*time.Second, true, balancing.OK)
+	f.lapse(now, 1) // that is not news
+	after(100*time.Millisecond, false, balancing.OK)
+	f.lapse(now, 2)
+	after(100*time.Millisecond, false, balancing.Joining)
+	after(time.Second, false, balancing.OK) // nobody has its VIPs
+
+	f.isolate(now, true)
+	after(time.Second, false, balancing.Sick)
+	f.isolate(now, false)
+	after(100*time.Millisecond, false, balancing.Joining)
+	after(time.Second, false, balancing.OK)
+
+	f.stopped = true
+	after(10*time.Millisecond, false, balancing.Sick)
+	if amiss := f.amiss(now); len(amiss) != 1 || !strings.Contains(amiss[0], "kill -CONT") {
+		t.Errorf("amiss: %q", amiss)
+	}
+	f.stopped = false
+	after(10*time.Millisecond, false, balancing.OK)
 }
 
 // TestOwnDelayMakesNobodySick: a guard that was itself not run judges by what it has not

@@ -10,7 +10,6 @@ import (
 	"peerage/appliance/revision"
 	"peerage/appliance/setup"
 	"peerage/appliance/site"
-	"peerage/tls/certs"
 )
 
 // joinHandler lets nodes in.
@@ -25,11 +24,7 @@ func (s *server) joinHandler() http.Handler {
 // admit adds a node to the site document, and returns the document with it.
 func (s *server) admit(ctx context.Context, n membership.NewNode) (string, error) {
 	agent := s.member.agent
-	head := agent.Head()
-	if head == nil {
-		return "", errNoHead
-	}
-	doc, err := site.ParseDocument(s.nodeFile.SiteFile, []byte(head.Text))
+	head, doc, err := s.headDocument()
 	if err != nil {
 		return "", err
 	}
@@ -60,14 +55,7 @@ func (s *server) admit(ctx context.Context, n membership.NewNode) (string, error
 func (s *server) peersHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(membership.KeysPath, s.member.rotation.Handler())
-	mux.HandleFunc("POST "+leavingPath, func(w http.ResponseWriter, r *http.Request) {
-		name, ok := certs.PeerOf(r.TLS)
-		if !ok || !s.letLeave(name) {
-			http.Error(w, "too much to do", http.StatusServiceUnavailable)
-			return
-		}
-		w.WriteHeader(http.StatusAccepted)
-	})
+	mux.HandleFunc("POST "+leavingPath, s.letLeave)
 	return mux
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -33,6 +34,7 @@ type member struct {
 	members  *cluster.Table
 	tables   []cluster.Document // all of them
 	history  *cluster.Table
+	orders   *cluster.Table
 	agent    *revision.Agent
 
 	ready chan struct{} // closed when this node knows what its peers know, and serves that
@@ -79,7 +81,10 @@ func (s *server) newMember(running string, ring *keys.Ring) (_ *member, err erro
 	if m.history = table(revision.TableConfig(s.document().Site, m.registry.Verify)); err != nil {
 		return nil, err
 	}
-	m.tables = []cluster.Document{members, tokens, siteKeys, m.history}
+	if m.orders = table(ordersTable); err != nil {
+		return nil, err
+	}
+	m.tables = []cluster.Document{members, tokens, siteKeys, m.history, m.orders}
 	m.tokens = membership.NewTokens(membership.TokensConfig{
 		Self: nf.Name, Identity: m.identity, Table: tokens,
 		Site: s.document().Site, Fingerprint: s.ca.Fingerprint(),
@@ -262,6 +267,9 @@ func (m *member) amiss() []string {
 	m.mu.Unlock()
 	if why := m.agent.Trouble(); why != "" {
 		all = append(all, "site document: "+why)
+	}
+	for _, c := range m.cluster.Conflicts() {
+		all = append(all, fmt.Sprintf("two nodes run as %s, at %v and %v: stop one of them; of a disk that was copied only one may run, and the other machine must join as a node of its own", c.Name, c.Known.Addr(), c.Other.Addr()))
 	}
 	return all
 }

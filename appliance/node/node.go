@@ -28,10 +28,14 @@ import (
 	"peerage/appliance/state"
 )
 
+// ErrRemoved is that the node was removed from its site, or has left it. It cannot come
+// back: the machine must join as a new node.
+var ErrRemoved = errRemoved
+
 // Run runs the node of the node file at path until ctx ends, and then leaves the site in
 // order. args are the arguments with which this program serves. A node that was removed
-// from its site ends by itself, with an error that says so; one that was given another name
-// leaves and comes back with it.
+// from its site ends by itself, with [ErrRemoved]; one that was given another name leaves and
+// comes back with it.
 func Run(ctx context.Context, path string, log *slog.Logger, args ...string) error {
 	for {
 		err := runOnce(ctx, path, log, args)
@@ -96,6 +100,7 @@ func runOnce(ctx context.Context, path string, log *slog.Logger, args []string) 
 	if err != nil {
 		return err
 	}
+	beOnTime(log)
 	return g.run(ctx)
 }
 

@@ -65,6 +65,12 @@ type Reference struct {
 	User     string `json:"user"`
 }
 
+// TokenReference names a join token, and who does something with it.
+type TokenReference struct {
+	ID   string `json:"id"` // as [membership.TokenInfo] has it
+	User string `json:"user"`
+}
+
 // NewToken is a wish for a join token.
 type NewToken struct {
 	Name balancing.NodeID `json:"name,omitempty"`
@@ -98,35 +104,36 @@ func (s *server) operate(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+sitePath, func(w http.ResponseWriter, _ *http.Request) { answer(w, m.agent.Status()) })
 	mux.HandleFunc("GET "+historyPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, m.agent.History()) })
 	mux.HandleFunc("GET "+revisionPath, func(w http.ResponseWriter, r *http.Request) {
-		answerOr(w)(m.agent.Get(r.FormValue("revision")))
+		x, err := m.agent.Get(r.FormValue("revision"))
+		answerOr(w)(x, mostly(http.StatusBadRequest, err))
 	})
 	mux.HandleFunc("GET "+diffPath, func(w http.ResponseWriter, r *http.Request) {
-		answerOr(w)(m.agent.Diff(r.FormValue("from"), r.FormValue("to")))
+		x, err := m.agent.Diff(r.FormValue("from"), r.FormValue("to"))
+		answerOr(w)(x, mostly(http.StatusBadRequest, err))
 	})
 	mux.HandleFunc("POST "+planPath, take(func(_ context.Context, a Apply) (any, error) { return s.plan(a) }))
 	mux.HandleFunc("POST "+applyPath, steps(s.apply))
 	mux.HandleFunc("POST "+confirmPath, take(func(_ context.Context, r Reference) (any, error) {
-		return m.agent.Confirm(r.Revision, s.author(r.User))
+		x, err := m.agent.Confirm(r.Revision, s.author(r.User))
+		return x, mostly(http.StatusConflict, err)
 	}))
 	mux.HandleFunc("POST "+dismissPath, take(func(_ context.Context, r Reference) (any, error) {
-		return struct{}{}, m.agent.Dismiss(r.Revision, s.author(r.User))
+		return struct{}{}, mostly(http.StatusConflict, m.agent.Dismiss(r.Revision, s.author(r.User)))
 	}))
 	mux.HandleFunc("POST "+rollbackPath, steps(func(ctx context.Context, r Reference, step func(Step)) (any, error) {
-		return m.agent.Rollback(ctx, r.Revision, revision.Options{Author: s.author(r.User)}, revisionSteps(step))
+		x, err := m.agent.Rollback(ctx, r.Revision, revision.Options{Author: s.author(r.User)}, revisionSteps(step))
+		return x, mostly(http.StatusConflict, err)
 	}))
 	mux.HandleFunc("GET "+tokensPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, m.tokens.List()) })
-	mux.HandleFunc("POST "+tokensPath, take(func(_ context.Context, n NewToken) (any, error) {
-		t, err := m.tokens.Create(membership.TokenOptions{Name: n.Name, Life: n.Life, User: s.author(n.User)})
-		if err != nil {
-			return nil, err
-		}
-		return t.Text(), nil
-	}))
-	mux.HandleFunc("DELETE "+tokensPath, take(func(_ context.Context, r Reference) (any, error) {
-		return struct{}{}, m.tokens.Revoke(r.Revision, s.author(r.User))
+	mux.HandleFunc("POST "+tokensPath, take(s.createToken))
+	mux.HandleFunc("DELETE "+tokensPath, take(func(_ context.Context, r TokenReference) (any, error) {
+		return struct{}{}, m.tokens.Revoke(r.ID, s.author(r.User))
 	}))
 	mux.HandleFunc("GET "+keysPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, m.rotation.Status()) })
 	mux.HandleFunc("POST "+rotatePath, steps(s.rotate))
+	mux.HandleFunc("GET "+vipsPath, func(w http.ResponseWriter, _ *http.Request) { answer(w, s.vips()) })
+	mux.HandleFunc("POST "+movePath, steps(s.moveVIP))
+	mux.HandleFunc("POST "+drainPath, steps(s.drainNode))
 	mux.HandleFunc("POST "+removePath, steps(s.removeNode))
 	mux.HandleFunc("POST "+renamePath, steps(s.renameNode))
 	mux.HandleFunc("POST "+leavePath, steps(s.leave))
@@ -138,6 +145,18 @@ func (s *server) operate(mux *http.ServeMux) {
 			panic(http.ErrAbortHandler) // so that the client sees it
 		}
 	})
+}
+
+// createToken makes a join token, unless it could never be used.
+func (s *server) createToken(_ context.Context, n NewToken) (any, error) {
+	if _, ok := s.member.registry.Member(n.Name); ok {
+		return nil, faultf(http.StatusConflict, "create a token: %s is a node of the site: choose another name, or remove that node first ('peerage node remove %[1]s'). To put it on new hardware, take its backup there ('peerage backup', 'peerage restore')", n.Name)
+	}
+	t, err := s.member.tokens.Create(membership.TokenOptions{Name: n.Name, Life: n.Life, User: s.author(n.User)})
+	if err != nil {
+		return nil, err
+	}
+	return t.Text(), nil
 }
 
 // author is who an operator is to the site.
@@ -172,14 +191,15 @@ func body[T any](w http.ResponseWriter, r *http.Request) (x T, err error) {
 func answerOr(w http.ResponseWriter) func(any, error) {
 	return func(x any, err error) {
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
+			http.Error(w, err.Error(), statusOf(err))
 			return
 		}
 		answer(w, x)
 	}
 }
 
-// steps is [take] for what takes a while: the answer is one [Step] a line.
+// steps is [take] for what takes a while: the answer is one [Step] a line. The status is
+// that of an error only before the first step.
 func steps[T any](f func(context.Context, T, func(Step)) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		x, err := body[T](w, r)
@@ -190,14 +210,19 @@ func steps[T any](f func(context.Context, T, func(Step)) (any, error)) http.Hand
 		c := http.NewResponseController(w)
 		c.SetWriteDeadline(time.Time{}) // a canary may take an hour
 		c.SetReadDeadline(time.Time{})
-		w.Header().Set("Content-Type", "application/x-ndjson")
+		w.Header().Set("Content-Type", stepsType)
 		e := json.NewEncoder(w)
+		began := false
 		tell := func(s Step) {
+			began = true
 			e.Encode(s)
 			c.Flush()
 		}
 		result, err := f(r.Context(), x, tell)
 		if err != nil {
+			if !began {
+				w.WriteHeader(statusOf(err))
+			}
 			tell(Step{Err: err.Error(), Detail: detail(err)})
 			return
 		}
@@ -209,6 +234,9 @@ func steps[T any](f func(context.Context, T, func(Step)) (any, error)) http.Hand
 		tell(Step{Result: b})
 	}
 }
+
+// stepsType is the content type of steps.
+const stepsType = "application/x-ndjson"
 
 // detail returns what a program can make of an error.
 func detail(err error) any {
@@ -235,7 +263,7 @@ func revisionSteps(step func(Step)) func(revision.Event) {
 func (s *server) plan(a Apply) (*Plan, error) {
 	base, err := s.member.agent.Get(a.Base)
 	if err != nil {
-		return nil, err
+		return nil, mostly(http.StatusBadRequest, err)
 	}
 	was, err := site.ParseDocument(s.nodeFile.SiteFile, []byte(base.Text))
 	if err != nil {
@@ -254,18 +282,22 @@ func (s *server) plan(a Apply) (*Plan, error) {
 }
 
 func (s *server) apply(ctx context.Context, a Apply, step func(Step)) (any, error) {
+	if s.member.agent.Head() == nil {
+		return nil, errNoHead
+	}
 	base := revision.ID("")
 	if a.Base != "" {
 		r, err := s.member.agent.Get(a.Base)
 		if err != nil {
-			return nil, err
+			return nil, mostly(http.StatusBadRequest, err)
 		}
 		base = r.ID
 	}
-	return brief(s.member.agent.Apply(ctx, a.Text, revision.Options{
+	r, err := s.member.agent.Apply(ctx, a.Text, revision.Options{
 		Base: base, Author: s.author(a.User), Comment: a.Comment, ConfirmWithin: a.ConfirmWithin,
 		Canary: a.Canary, CanaryFor: a.CanaryFor,
-	}, revisionSteps(step)))
+	}, revisionSteps(step))
+	return brief(r, mostly(http.StatusBadRequest, err))
 }
 
 // brief is a revision without its text.
@@ -285,152 +317,6 @@ func (s *server) rotate(ctx context.Context, r Rotate, step func(Step)) (any, er
 			text += ", waiting for " + strings.Join(names(e.Waiting), ", ")
 		}
 		step(Step{Text: text, Event: e})
-	})
-}
-
-// removeNode takes a node out of the site: out of its document, out of its members, and
-// out of those who know the site key.
-func (s *server) removeNode(ctx context.Context, c NodeChange, step func(Step)) (any, error) {
-	if c.Name == s.nodeFile.Name {
-		return nil, errors.New("a node does not remove itself: run 'peerage leave' there")
-	}
-	m := s.member
-	head := m.agent.Head()
-	if head == nil {
-		return nil, errNoHead
-	}
-	doc, err := site.ParseDocument(s.nodeFile.SiteFile, []byte(head.Text))
-	if err != nil {
-		return nil, err
-	}
-	if _, ok := doc.Nodes[c.Name]; ok {
-		text, err := site.RemoveNode(head.Text, c.Name)
-		if err != nil {
-			return nil, err
-		}
-		_, err = m.agent.Apply(ctx, text, revision.Options{
-			Base: head.ID, Author: s.author(c.User), Comment: fmt.Sprintf("%s is removed", c.Name),
-		}, revisionSteps(step))
-		if err != nil {
-			return nil, err
-		}
-	} else if _, ok := m.registry.Member(c.Name); !ok {
-		return nil, fmt.Errorf("the site has no node %s; 'peerage status' lists its nodes", c.Name)
-	}
-	// From here on it is not left half done, whether somebody waits for it or not.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	if _, ok := m.registry.Member(c.Name); ok {
-		if err := m.registry.Remove(c.Name); err != nil {
-			return nil, err
-		}
-		s.pushMembers(ctx)
-		step(Step{Text: fmt.Sprintf("%s is no member any more", c.Name)})
-	}
-	st, err := s.rotate(ctx, Rotate{Force: true}, step)
-	if err != nil {
-		return nil, fmt.Errorf("%s is out of the site, but still knows the site key; replace it with 'peerage key rotate --force': %w", c.Name, err)
-	}
-	return st, nil
-}
-
-var errNoHead = errors.New("this node has not heard of the site document yet; try again in a moment")
-
-// pushMembers waits until the live peers know of a change among the members.
-func (s *server) pushMembers(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	for _, part := range s.member.members.Snapshot() {
-		if missing := s.member.cluster.Push(ctx, s.member.members.Name(), part); len(missing) > 0 {
-			s.log.Warn("members not known everywhere yet", "missing", missing)
-		}
-	}
-}
-
-// renameNode gives a node another name. It leaves for a moment, and comes back with it.
-func (s *server) renameNode(ctx context.Context, c NodeChange, step func(Step)) (any, error) {
-	m := s.member
-	head := m.agent.Head()
-	if head == nil {
-		return nil, errNoHead
-	}
-	text, err := site.RenameNode(head.Text, c.Name, c.To)
-	if err != nil {
-		return nil, err
-	}
-	if !s.takesPart(c.Name) {
-		return nil, fmt.Errorf("%s is off-line, or has just started; a node can be renamed while it serves", c.Name)
-	}
-	if err := m.registry.Rename(c.Name, c.To); err != nil {
-		return nil, err
-	}
-	s.pushMembers(ctx) // else the node would think that it was removed
-	r, err := m.agent.Apply(ctx, text, revision.Options{
-		Base: head.ID, Author: s.author(c.User), Comment: fmt.Sprintf("%s is called %s", c.Name, c.To),
-		Canary: s.otherThan(c.Name),
-	}, revisionSteps(step))
-	if err != nil {
-		return nil, errors.Join(err, m.registry.Rename(c.To, c.Name))
-	}
-	return brief(r, nil)
-}
-
-func (s *server) takesPart(name balancing.NodeID) bool {
-	n := s.view.Load().Node(name)
-	return n != nil && n.Serves()
-}
-
-// otherThan returns a live node that is not called name, this one if it is not, or "".
-func (s *server) otherThan(name balancing.NodeID) balancing.NodeID {
-	if s.nodeFile.Name != name {
-		return s.nodeFile.Name
-	}
-	for _, p := range s.livePeers() {
-		return p
-	}
-	return ""
-}
-
-// leavingPath is where a node asks a peer to take it out of the site.
-const leavingPath = "/.peerage/leave"
-
-// leave takes this node out of the site. A peer does it, for this node must not know the
-// site key that comes next.
-func (s *server) leave(ctx context.Context, _ NodeChange, step func(Step)) (any, error) {
-	peers := s.livePeers()
-	if len(peers) == 0 {
-		return nil, errors.New("no peer is on-line that could take this node out of the site; the last node of a site is simply stopped")
-	}
-	client, url := s.peerClient(peers[0])
-	if client == nil {
-		return nil, fmt.Errorf("the address of %s is not known yet; try again in a moment", peers[0])
-	}
-	defer client.CloseIdleConnections()
-	step(Step{Text: fmt.Sprintf("asking %s to take %s out of the site", peers[0], s.nodeFile.Name)})
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url+leavingPath, http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusAccepted {
-		return nil, fmt.Errorf("%s answered %s", peers[0], resp.Status)
-	}
-	return struct{}{}, nil
-}
-
-// letLeave takes the node that asks out of the site, after the answer.
-func (s *server) letLeave(name balancing.NodeID) bool {
-	return s.later(func(ctx context.Context) {
-		_, err := s.removeNode(ctx, NodeChange{Name: name, User: string(name)}, func(Step) {})
-		if err != nil {
-			s.log.Error("node not taken out of the site", "peer", name, "err", err)
-			return
-		}
-		s.log.Info("node taken out of the site", "peer", name)
 	})
 }
 

@@ -39,13 +39,14 @@ type server struct {
 	member      *member
 	relayClient func(peer balancing.NodeID) *tls.Config
 
-	current atomic.Pointer[generation]
-	turning sync.Mutex    // held while the next generation is made
-	ring    *keys.Ring    // of the newest generation; turning guards it
-	renewed chan struct{} // capacity 1: there is a new generation
-	past    pasts         // of the generations before
-	wishes  wishes
-	jobs    chan func(context.Context) // see later
+	current   atomic.Pointer[generation]
+	turning   sync.Mutex    // held while the next generation is made
+	ring      *keys.Ring    // of the newest generation; turning guards it
+	renewed   chan struct{} // capacity 1: there is a new generation
+	past      pasts         // of the generations before
+	wishes    wishes
+	farewells farewells
+	jobs      chan func(context.Context) // see later
 
 	view    atomic.Pointer[balancing.View]
 	told    atomic.Pointer[GuardStatus]
@@ -55,6 +56,10 @@ type server struct {
 	dns     *dnsserver.Server
 	started time.Time
 	ask     chan struct{} // capacity 1: the peers should be asked for their reports
+	obeys   chan struct{} // closed when the guard knows the orders
+
+	onLoopback bool
+	following  sync.Mutex // held while follow is at work
 }
 
 // errGuardGone ends a server whose guard has died: the VIPs are no longer this node's
@@ -64,11 +69,16 @@ var errGuardGone = errors.New("the guard is gone")
 func newServer(nf *site.NodeFile, text string, doc *site.Document, ring *keys.Ring, ca *certs.CA, guard *channel, access *accessLog, log *slog.Logger) (*server, error) {
 	s := &server{
 		nodeFile: nf, guard: guard, ca: ca, access: access, running: text, log: log, started: time.Now(),
-		ring: ring, renewed: make(chan struct{}, 1), ask: make(chan struct{}, 1),
+		ring: ring, renewed: make(chan struct{}, 1), ask: make(chan struct{}, 1), obeys: make(chan struct{}),
 		jobs: make(chan func(context.Context), 8),
 	}
 	s.meter = meter.New(meterConfig(nf, doc))
+	s.meter.Changed = s.refresh
 	s.view.Store(firstView(nf, doc))
+	var err error
+	if s.onLoopback, err = onLoopback(nf); err != nil {
+		return nil, err
+	}
 	first, err := newGeneration(nf, doc, ring, nil, log)
 	if err != nil {
 		return nil, err
@@ -134,7 +144,7 @@ func (s *server) run(ctx context.Context) error {
 	run("origins", s.keepOrigins)
 	run("edge", s.edge.Run)
 	run("DNS", s.dns.Run)
-	run("own load", s.refresh)
+	run("orders", s.passOrders)
 	run("self-check", s.check)
 	run("questions", s.askPeers)
 	run("control socket", s.control)
@@ -155,6 +165,7 @@ func (s *server) run(ctx context.Context) error {
 	all.Wait()
 	s.guard.close()
 	hearing.Wait()
+	s.farewells.end()
 	if err := s.member.store.Close(); err != nil {
 		s.log.Error("cluster database not closed", "err", err)
 	}
@@ -180,6 +191,8 @@ func (s *server) hear(stop context.CancelCauseFunc) {
 			stop(nil)
 		case m.Took != nil:
 			s.wishes.answered(*m.Took)
+		case m.Leaving != nil:
+			s.bid(m.Leaving.VIPs)
 		case m.View != nil:
 			s.told.Store(m.Guard)
 			s.view.Store(s.withOwnLoad(m.View))
@@ -188,19 +201,43 @@ func (s *server) hear(stop context.CancelCauseFunc) {
 	}
 }
 
-// follow answers on the addresses that the node has now.
+// follow answers on the addresses that the node has now, and is ready for those that it may
+// have at any moment.
 func (s *server) follow() {
-	addrs := []netip.Addr{s.nodeFile.Address.Public}
+	s.following.Lock() // or an older view could be followed last
+	defer s.following.Unlock()
+	held := []netip.Addr{s.nodeFile.Address.Public}
 	if me := s.view.Load().Me(); me != nil {
-		addrs = append(addrs, me.Held...)
+		held = append(held, me.Held...)
 	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	addrs = slices.Compact(addrs)
-	s.edge.Listen(addrs)
+	slices.SortFunc(held, netip.Addr.Compare)
+	held = slices.Compact(held)
+	standby := s.standby()
+	s.edge.Listen(held, standby)
 	if len(s.current.Load().zones) == 0 {
-		addrs = nil
+		held, standby = nil, nil
 	}
-	s.dns.Listen(addrs)
+	s.dns.Listen(held, standby)
+}
+
+// maxStandby bounds the addresses that a node is ready for but does not hold. Each takes
+// five sockets and some 150 KiB.
+const maxStandby = 256
+
+// standby returns the VIPs that this node may come to hold, its own first. On loopback there
+// are none: there an address is claimed by binding it.
+func (s *server) standby() []netip.Addr {
+	if s.onLoopback {
+		return nil
+	}
+	doc := s.document()
+	vips := slices.Clone(doc.Nodes[s.nodeFile.Name].VIPs)
+	for _, id := range doc.NodeIDs() {
+		if id != s.nodeFile.Name {
+			vips = append(vips, doc.Nodes[id].VIPs...)
+		}
+	}
+	return vips[:min(len(vips), maxStandby)]
 }
 
 // withOwnLoad returns v with the load as measured just now in place of the one that
@@ -216,20 +253,9 @@ func (s *server) withOwnLoad(v *balancing.View) *balancing.View {
 
 // refresh keeps the node's own load in its view up to date between the reports: it is
 // what the first step of the decision looks at (patent S202).
-func (s *server) refresh(ctx context.Context) error {
-	t := time.NewTicker(20 * time.Millisecond)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-		was := s.view.Load()
-		if me := was.Me(); me != nil && me.Load != s.meter.Load() {
-			s.view.CompareAndSwap(was, s.withOwnLoad(was)) // a newer view wins
-		}
-	}
+func (s *server) refresh() {
+	was := s.view.Load()
+	s.view.CompareAndSwap(was, s.withOwnLoad(was)) // a newer view wins
 }
 
 // wantReports is for a request that finds what is known of the peers too old. It does not
@@ -280,6 +306,11 @@ func (s *server) check(ctx context.Context) error {
 		},
 	}
 	defer client.CloseIdleConnections()
+	select {
+	case <-s.obeys:
+	case <-ctx.Done():
+		return nil
+	}
 	t := time.NewTicker(healthEvery)
 	defer t.Stop()
 	failing, out := "", time.Time{}
@@ -310,7 +341,7 @@ func (s *server) check(ctx context.Context) error {
 			if !out.IsZero() || !s.member.isReady() {
 				break // its VIPs would be served with what the site had when the node went
 			}
-			t := &token{Load: s.meter.Load(), InFlight: s.meter.InFlight()}
+			t := &token{Load: s.meter.Load()}
 			t.Debit, t.Shed = s.edge.Books()
 			t.Unable, t.Amiss = s.diagnose()
 			if s.guard.send(toGuard{Token: t}) != nil {

@@ -21,6 +21,7 @@ type Status struct {
 	Guard     *GuardStatus                `json:"guard,omitempty"`
 	View      *balancing.View             `json:"view"`
 	VIPs      []VIP                       `json:"vips"`
+	Drained   map[balancing.NodeID]Order  `json:"drained,omitempty"` // by an operator
 	Listening []netip.Addr                `json:"listening"`
 	InFlight  int64                       `json:"in_flight"`
 	Requests  edge.Counters               `json:"requests"`
@@ -29,29 +30,13 @@ type Status struct {
 	Agreed    *SiteStatus                 `json:"agreed"` // by the nodes of the site
 }
 
-// VIP is one VIP of the site: whose it is, and who answers for it.
-type VIP struct {
-	Address netip.Addr       `json:"address"`
-	Home    balancing.NodeID `json:"home"`
-	Holder  balancing.NodeID `json:"holder,omitempty"` // "" while nobody does
-}
-
 func (s *server) status() *Status {
 	v := s.view.Load()
 	st := &Status{
 		Site: s.document().Site, Node: s.nodeFile.Name, Version: Version(), Started: s.started,
 		ServerPID: os.Getpid(), Guard: s.told.Load(), View: v, Listening: s.edge.Listening(),
 		InFlight: s.meter.InFlight(), Requests: s.edge.Counters(), Backends: s.current.Load().origins.status(),
-		Agreed: s.member.status(),
-	}
-	for _, n := range v.Nodes {
-		for _, vip := range n.Home {
-			x := VIP{Address: vip, Home: n.ID}
-			if h := v.Holder(vip); h != nil {
-				x.Holder = h.ID
-			}
-			st.VIPs = append(st.VIPs, x)
-		}
+		Agreed: s.member.status(), VIPs: s.vips(), Drained: readOrders(s.member.orders).Drained,
 	}
 	if len(s.current.Load().zones) > 0 {
 		c := s.dns.Counters()

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -14,8 +15,14 @@ import (
 // No listener is touched unless its address or port is another, and no open connection:
 // the next request finds the new generation, and those under way end in theirs.
 
-// guardTime is how long the guard may take over a change: it writes to the disk.
-const guardTime = 10 * time.Second
+const (
+	// guardTime is how long the guard may take over a change: it writes to the disk. One that
+	// takes longer it takes back by itself.
+	guardTime = 10 * time.Second
+
+	// answerTime is how much longer the server waits for the answer.
+	answerTime = 2 * time.Second
+)
 
 // turnTo serves doc, whose text that is, from the next request on. The guard goes by it
 // first. After an error nothing has changed.
@@ -66,22 +73,28 @@ func (s *server) turn(ctx context.Context, doc *site.Document, ring *keys.Ring, 
 	return nil
 }
 
-// wishes are the changes that the guard has been asked for and has not answered.
+// wishes are what the guard has been asked for and has not answered.
 type wishes struct {
 	mu   sync.Mutex
 	last uint64
-	open map[uint64]chan took
+	open map[uint64]wish
+}
+
+// wish is one of them.
+type wish struct {
+	answer chan took // capacity 1; nil once nobody waits any more
+	late   func()    // what is to be done if the guard says yes all the same
 }
 
 func (w *wishes) begin() (uint64, <-chan took) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.open == nil {
-		w.open = map[uint64]chan took{}
+		w.open = map[uint64]wish{}
 	}
 	w.last++
 	c := make(chan took, 1)
-	w.open[w.last] = c
+	w.open[w.last] = wish{answer: c}
 	return w.last, c
 }
 
@@ -91,40 +104,79 @@ func (w *wishes) forget(id uint64) {
 	delete(w.open, id)
 }
 
+// giveUp ends the waiting for an answer; false if it has come. Those that were given up are
+// few: the guard has room for [maxChanges], and answers the others at once.
+func (w *wishes) giveUp(id uint64, late func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, open := w.open[id]
+	if open {
+		w.open[id] = wish{late: late}
+	}
+	return open
+}
+
 func (w *wishes) answered(t took) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c := w.open[t.ID]; c != nil {
-		c <- t // has room: each is answered once
-		delete(w.open, t.ID)
+	x, open := w.open[t.ID]
+	delete(w.open, t.ID)
+	switch {
+	case open && x.answer != nil:
+		x.answer <- t // has room: each is answered once
+	case open && t.Err == "":
+		x.late()
 	}
 }
 
-// wish has the guard make a change, and waits until it goes by it.
+// wish has the guard make a change, and waits until it goes by it. After an error it does
+// not, and will not.
 func (s *server) wish(ctx context.Context, c change) error {
+	c.Until = time.Now().Add(guardTime)
 	t, err := s.askGuard(ctx, func(id uint64) toGuard {
 		c.ID = id
 		return toGuard{Change: &c}
 	})
-	if err == nil && t.Err != "" {
-		err = errors.New(t.Err)
+	switch {
+	case errors.Is(err, errGuardGone):
+		return err
+	case err != nil:
+		return fmt.Errorf("nothing was changed: %w; look whether the disk of the data directory is well", err)
+	case t.Err != "":
+		return errors.New(t.Err)
 	}
-	return err
+	return nil
 }
 
 // askGuard sends the guard a message, and waits for the answer to it.
 func (s *server) askGuard(ctx context.Context, message func(id uint64) toGuard) (took, error) {
-	ctx, cancel := context.WithTimeout(ctx, guardTime)
+	ctx, cancel := context.WithTimeout(ctx, guardTime+answerTime)
 	defer cancel()
 	id, answer := s.wishes.begin()
-	defer s.wishes.forget(id)
-	if err := s.guard.send(message(id)); err != nil {
+	m := message(id)
+	if err := s.guard.send(m); err != nil {
+		s.wishes.forget(id)
 		return took{}, errGuardGone
 	}
 	select {
 	case t := <-answer:
 		return t, nil
 	case <-ctx.Done():
-		return took{}, errors.New("the guard has not answered: " + context.Cause(ctx).Error())
 	}
+	late := func() {}
+	if m.Change != nil {
+		late = s.endLate
+	}
+	if !s.wishes.giveUp(id, late) {
+		return <-answer, nil
+	}
+	return took{}, fmt.Errorf("the guard has not answered: %w", context.Cause(ctx))
+}
+
+// endLate is for a change that the guard has made in time, and has then not said so for
+// seconds. It would go by something else than its server: let the server end, and the next
+// one begin with what the guard goes by.
+func (s *server) endLate() {
+	s.log.Error("guard made a change that was given up")
+	s.guard.close()
 }

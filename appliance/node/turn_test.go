@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +30,7 @@ type turning struct {
 	*server
 	dir  string // with the directories that are served
 	ring *keys.Ring
+	deaf atomic.Bool // the guard does not answer
 }
 
 func newTurning(t testing.TB, text string) *turning {
@@ -70,7 +73,7 @@ func newTurning(t testing.TB, text string) *turning {
 			if theirs.receive(&m) != nil {
 				return
 			}
-			if m.Change != nil {
+			if m.Change != nil && !r.deaf.Load() {
 				r.wishes.answered(took{ID: m.Change.ID})
 			}
 		}
@@ -116,6 +119,13 @@ func (r *turning) open(t testing.TB) int {
 	return n
 }
 
+// bubbleRoutines returns how many goroutines are in a bubble: those in which the runtime
+// cleans up come and go, and are in none.
+func bubbleRoutines() int {
+	b := make([]byte, 1<<20)
+	return strings.Count(string(b[:runtime.Stack(b, true)]), ", synctest bubble ")
+}
+
 const turningText = "site: example\nhosts: [www.example.com]\nnodes: {n1: {address: 127.0.0.1}}\n"
 
 // TestTurnsLeaveNothingBehind turns a server many times, one turn on the heels of the
@@ -144,7 +154,7 @@ logs: {access: a%d.log}
 		}
 		keeper.Go(func() { r.keepOrigins(ctx) })
 		synctest.Wait()
-		routines := runtime.NumGoroutine()
+		routines := bubbleRoutines()
 		for i := range turns / 2 {
 			r.to(t, generation(turns/2+i))
 			line()
@@ -157,7 +167,7 @@ logs: {access: a%d.log}
 		if n := r.open(t); n > began {
 			t.Errorf("%d descriptors are open after %d turns, %d were before", n, turns, began)
 		}
-		if n := runtime.NumGoroutine(); n > routines {
+		if n := bubbleRoutines(); n > routines {
 			t.Errorf("%d goroutines after %d turns, %d before", n, turns, routines)
 		}
 		// The old pool and the old directory are one generation's, and gone with it.
@@ -166,6 +176,61 @@ logs: {access: a%d.log}
 		}
 		end()
 		keeper.Wait()
+	})
+}
+
+// TestAGuardThatDoesNotAnswer has the guard answer after the server has said that nothing was
+// changed: if it goes by the change nevertheless, the server ends, so that the next one
+// begins with that.
+func TestAGuardThatDoesNotAnswer(t *testing.T) {
+	document := turningText + "routes: [{path: /, static: {dir: DIR}}]\n"
+	for name, c := range map[string]struct {
+		err   string // of the late answer
+		twice bool
+		ends  bool
+	}{
+		"never":             {err: "", ends: false},
+		"late and refuses":  {err: "too late", twice: true},
+		"late and has done": {twice: true, ends: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newTurning(t, document)
+				was := r.current.Load()
+				r.deaf.Store(true)
+				next := document + "limits: {requests: 77}\n"
+				err := r.turnTo(t.Context(), next, r.document(t, next))
+				if err == nil || !strings.Contains(err.Error(), "not answered") || r.current.Load() != was {
+					t.Errorf("got %v; turned: %v", err, r.current.Load() != was)
+				}
+				if c.twice {
+					r.wishes.answered(took{ID: 1, Err: c.err})
+					r.wishes.answered(took{ID: 1, Err: c.err}) // answered once: the second is nobody's
+					if n := len(r.wishes.open); n > 0 {
+						t.Errorf("%d wishes are open", n)
+					}
+				}
+				r.deaf.Store(false)
+				err = r.turnTo(t.Context(), next, r.document(t, next))
+				if c.ends != errors.Is(err, errGuardGone) || !c.ends && err != nil {
+					t.Errorf("afterwards: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// TestALateAnswerToSettingsEndsNothing: those the guard and the server need not agree on.
+func TestALateAnswerToSettingsEndsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newTurning(t, turningText+"routes: [{path: /, static: {dir: DIR}}]\n")
+		if _, err := r.askGuard(t.Context(), func(id uint64) toGuard { return toGuard{Set: &set{ID: id}} }); err == nil {
+			t.Error("answered")
+		}
+		r.wishes.answered(took{ID: 1, Version: 7})
+		if err := r.guard.send(toGuard{Ask: true}); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -150,6 +150,19 @@ func (c *checker) addresses() {
 			}
 		}
 	}
+	for i, a := range c.doc.Takeover.Witness {
+		at := item("takeover.witness", i)
+		if !a.IsValid() {
+			continue
+		}
+		if why := unusable(a); why != "" {
+			c.bad(at, "%s", why)
+		} else if other, ok := vips[a]; ok {
+			c.bad(at, "%s is %s; a witness must be there whatever becomes of the nodes, as a router is", a, describePlace(c.report, other.path))
+		} else if other, ok := hosts[a]; ok {
+			c.bad(at, "%s is %s; a witness must be there whatever becomes of the nodes, as a router is", a, describePlace(c.report, other.path))
+		}
+	}
 }
 
 // unusable says why a cannot be an address of a node, "" if it can.

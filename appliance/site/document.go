@@ -14,6 +14,7 @@ import (
 	"peerage/balancing/heartbeat"
 	"peerage/balancing/meter"
 	"peerage/edge/route"
+	"peerage/takeover"
 )
 
 // The comments on the types and fields of this file are the manual of the site document:
@@ -160,8 +161,9 @@ type Balancing struct {
 	// one, where nobody else hears them.
 	Channel Channel `yaml:"channel" default:"public"`
 
-	// Periods without a report after which a node counts as off-line.
-	OfflineAfter int `yaml:"offline_after" default:"3" min:"2" max:"20"`
+	// Periods without a report after which a node counts as off-line. After one and a quarter
+	// it is asked directly.
+	OfflineAfter int `yaml:"offline_after" default:"2" min:"2" max:"20"`
 }
 
 // Channel is a network that reports go over.
@@ -221,6 +223,16 @@ type Takeover struct {
 	// How long a node that is back must have been well before its stand-ins give its VIPs
 	// back, so that a node that comes and goes does not take its clients along.
 	HoldDown time.Duration `yaml:"hold_down" default:"5s" min:"0s" max:"1h"`
+
+	// What a node does that cannot tell whether its peers are dead or it is cut off from
+	// them: 'gateway' has it give up all VIPs when neither a peer nor a witness answers,
+	// 'majority' also when it hears no more than half of the nodes, itself among them, and
+	// 'serve' has each part of the site serve.
+	Partition takeover.Partition `yaml:"partition" default:"gateway"`
+
+	// Hosts on the LAN of the public interfaces, such as a router, that answer as long as a
+	// node is not cut off. Without any, the default gateways are asked.
+	Witness []netip.Addr `yaml:"witness" max:"8" example:"[192.0.2.1]"`
 }
 
 // Route says how the requests for a part of the site are served: by 'static' or by

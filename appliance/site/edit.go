@@ -108,7 +108,7 @@ func edit(text, what string, want func(*Document) error, change func(*editor)) (
 		return "", fmt.Errorf("%s: %w", what, err)
 	}
 	e := newEditor(text)
-	e.root = newReport(path).parse([]byte(text), maxDocument) // not nil: it was parsed above
+	e.root = newReport(path).parse([]byte(text), MaxDocument) // not nil: it was parsed above
 	change(e)
 	changed, err := e.result()
 	if err != nil {

@@ -395,7 +395,7 @@ func flowNode(n Node) string { return "{" + strings.Join(nodeFields(n), ", ") + 
 
 // scalar returns s as YAML reads it as a text, within brackets too.
 func scalar(s string) string {
-	root := newReport("").parse([]byte("["+s+"]"), maxDocument)
+	root := newReport("").parse([]byte("["+s+"]"), MaxDocument)
 	if root == nil || len(root.Content) != 1 || root.Content[0].Value != s || root.Content[0].ShortTag() != stringTag {
 		return "'" + s + "'"
 	}

@@ -8,9 +8,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"time"
 
 	"peerage/balancing"
+	"peerage/balancing/heartbeat"
 )
 
 // Effect is something that a change of the document does to what runs.
@@ -122,7 +122,7 @@ func (e *effects) listeners() {
 		e.add(Listeners, "sockets for reports are opened anew: '%s' on the %s network in place of '%s' on the %s one", b.Exchange, b.Channel, a.Exchange, a.Channel)
 	}
 	if a.Channel != b.Channel && e.parts() {
-		e.add(Listeners, "a node that has changed to the %s network and one that has not do not hear each other: if that lasts for %v, each takes the other for off-line", b.Channel, time.Duration(a.OfflineAfter)*a.Settings().Period)
+		e.add(Listeners, "a node that has changed to the %s network and one that has not do not hear each other: if that lasts for %v, each takes the other for off-line", b.Channel, heartbeat.Silence(a.Settings().Period, a.OfflineAfter))
 	}
 	if p, q := e.old.Proxies, e.new.Proxies; p.Protocol != q.Protocol || q.Protocol && !slices.Equal(p.Trusted, q.Trusted) {
 		word := "need no header"

@@ -52,7 +52,7 @@ connections: n3 becomes a node of the site: its peers expect its reports, and op
 			"reports over another network",
 			[]string{"site:", "balancing: {channel: internal}\nsite:"},
 			`listeners: sockets for reports are opened anew: 'auto' on the internal network in place of 'auto' on the public one
-listeners: a node that has changed to the internal network and one that has not do not hear each other: if that lasts for 1.5s, each takes the other for off-line`,
+listeners: a node that has changed to the internal network and one that has not do not hear each other: if that lasts for 1s, each takes the other for off-line`,
 		},
 		{
 			"proxies with a header",

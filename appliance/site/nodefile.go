@@ -39,6 +39,15 @@ type NodeFile struct {
 	// User that the server becomes if the node is started as root; without it 'peerage', if
 	// there is one.
 	User string `yaml:"user" example:"peerage"`
+
+	// Program that is run, as the user that the node was started as, with 'claim' or 'release' and the
+	// address when a VIP comes to this node or leaves it: for networks where an address moves by
+	// a call of their API. An absolute path.
+	VIPCommand string `yaml:"vip_command" example:"/usr/local/sbin/move-vip"`
+
+	// Device of a hardware watchdog, which resets the machine when the node has stood still for
+	// 15 s, an absolute path.
+	Watchdog string `yaml:"watchdog" example:"/dev/watchdog0"`
 }
 
 // Interfaces are network interfaces by name, as 'ip link' shows them.
@@ -117,6 +126,11 @@ func checkNode(r *report, nf *NodeFile) {
 	for _, f := range []struct{ path, file string }{{"site_key_file", nf.SiteKeyFile}, {"site_file", nf.SiteFile}} {
 		if !r.failed[f.path] && (f.file == "" || strings.HasSuffix(f.file, "/")) {
 			r.bad(f.path, "%s is not the name of a file; write it out, or leave the key out", quote(f.file))
+		}
+	}
+	for _, f := range []struct{ path, file string }{{"vip_command", nf.VIPCommand}, {"watchdog", nf.Watchdog}} {
+		if !r.failed[f.path] && f.file != "" && !filepath.IsAbs(f.file) {
+			r.bad(f.path, "%s is not an absolute path; begin it with a slash", quote(f.file))
 		}
 	}
 	for _, i := range []struct{ path, name string }{{"interfaces.public", nf.Interfaces.Public}, {"interfaces.internal", nf.Interfaces.Internal}} {

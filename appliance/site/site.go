@@ -17,17 +17,16 @@ import (
 	"os"
 )
 
-// Bounds of the two files, in octets. A site document can hold the records of a zone,
-// which package zone bounds to 16 MiB.
+// Bounds of the two files, in octets.
 const (
-	maxNodeFile = 1 << 20
-	maxDocument = 17 << 20
+	MaxNodeFile = 1 << 20
+	MaxDocument = 1 << 20 // all nodes keep every revision of it
 )
 
 // LoadDocument reads the site document at path. What is wrong with it is an error of type
 // [Problems].
 func LoadDocument(path string) (*Document, error) {
-	text, err := load(path, maxDocument)
+	text, err := load(path, MaxDocument)
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +37,7 @@ func LoadDocument(path string) (*Document, error) {
 func ParseDocument(path string, text []byte) (*Document, error) {
 	r := newReport(path)
 	doc := new(Document)
-	if root := r.parse(text, maxDocument); root != nil && r.decode(root, doc) {
+	if root := r.parse(text, MaxDocument); root != nil && r.decode(root, doc) {
 		c := checker{report: r, doc: doc, text: text, root: root}
 		c.check()
 	}
@@ -52,7 +51,7 @@ func ParseDocument(path string, text []byte) (*Document, error) {
 // LoadNode reads the node file at path. What is wrong with it is an error of type
 // [Problems].
 func LoadNode(path string) (*NodeFile, error) {
-	text, err := load(path, maxNodeFile)
+	text, err := load(path, MaxNodeFile)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +62,7 @@ func LoadNode(path string) (*NodeFile, error) {
 func ParseNode(path string, text []byte) (*NodeFile, error) {
 	r := newReport(path)
 	nf := new(NodeFile)
-	if root := r.parse(text, maxNodeFile); root != nil && r.decode(root, nf) {
+	if root := r.parse(text, MaxNodeFile); root != nil && r.decode(root, nf) {
 		checkNode(r, nf)
 	}
 	if err := r.err(); err != nil {

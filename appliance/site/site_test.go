@@ -21,6 +21,7 @@ import (
 	"peerage/balancing/heartbeat"
 	"peerage/balancing/meter"
 	"peerage/edge/route"
+	"peerage/takeover"
 )
 
 var update = flag.Bool("update", false, "write what is wrong with the files in testdata/bad anew")
@@ -104,7 +105,7 @@ func TestDocumentIsWhatWasWritten(t *testing.T) {
 			Below: 40, Measure: meter.Weighted, Full: 400, Move: balancing.MoveQuiet, Bursts: true,
 			Exchange: heartbeat.Multicast, Channel: InternalChannel, OfflineAfter: 3,
 		},
-		Takeover: Takeover{Enabled: true, HoldDown: 5 * time.Second},
+		Takeover: Takeover{Enabled: true, HoldDown: 5 * time.Second, Partition: takeover.Majority, Witness: []netip.Addr{addr("192.0.2.254")}},
 		Routes: []Route{
 			{Path: "/static/", Static: &Static{Dir: "/srv/www", Index: "home.html", Listing: true, Precompressed: true}},
 			{Path: "/banking/", Backend: "bank", Stateful: &Stateful{
@@ -162,7 +163,7 @@ func TestDefaults(t *testing.T) {
 		Hosts:     []string{"www.example.com"},
 		NodeNames: "{node}.{host}",
 		Nodes:     map[balancing.NodeID]Node{"n1": {VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.11")}, Capacity: 1}},
-		Balancing: Balancing{Period: 500 * time.Millisecond, Light: 50, Margin: 20, Below: 50, Full: 200, OfflineAfter: 3},
+		Balancing: Balancing{Period: 500 * time.Millisecond, Light: 50, Margin: 20, Below: 50, Full: 200, OfflineAfter: 2},
 		Limits:    Limits{Requests: 20000},
 		Takeover:  Takeover{Enabled: true, HoldDown: 5 * time.Second},
 		Routes:    []Route{{Path: "/", Static: &Static{Dir: "/srv/www", Index: "index.html"}}},
@@ -295,7 +296,7 @@ func TestUnreadable(t *testing.T) {
 		{"UTF-16", "\xff\xfes\x00i\x00", "f:1:1: not UTF-8; save the file in that encoding"},
 		{"control character", "site: a\x00b\n", "f:1:8: a control character; remove it, or write it as an escape between double quotes"},
 		{"too many values", "a: [" + strings.Repeat("x,", maxSeparators) + "]", "f:1:1: more than 500000 lines, commas and opening brackets; make it shorter"},
-		{"too long", strings.Repeat("#\n", maxNodeFile/2) + "#", "f:1:1: the file is longer than 1048576 octets; make it shorter"},
+		{"too long", strings.Repeat("#\n", MaxNodeFile/2) + "#", "f:1:1: the file is longer than 1048576 octets; make it shorter"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if _, err := ParseNode("f", []byte(c.text)); err == nil || err.Error() != c.want {

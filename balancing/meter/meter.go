@@ -3,7 +3,8 @@
 //
 // Start with [Meter]. Begin and End are called around each request and cost one atomic
 // addition each; [Meter.Load] is one atomic read; [Meter.Run] owns all measuring and
-// smoothing. docs/decisions/0008 says why load is what it is.
+// smoothing. It looks often while there is something to see, and seldom while the node is
+// at rest: rest.go. docs/decisions/0008 says why load is what it is.
 package meter
 
 import (
@@ -62,6 +63,7 @@ const (
 	MaxRoutes = 256
 
 	sample     = 5 * time.Millisecond
+	tellEvery  = 20 * time.Millisecond
 	costEvery  = 100 * time.Millisecond
 	guardEvery = time.Second
 )
@@ -84,7 +86,14 @@ type Config struct {
 
 // Meter measures the load of one node.
 type Meter struct {
-	wanted atomic.Pointer[wanted] // replaced whole
+	// Changed is called by Run when the load has changed, at most every 20 ms. It must not
+	// block, and is to be set before Run; nil for nobody.
+	Changed func()
+
+	wanted  atomic.Pointer[wanted] // replaced whole
+	resting atomic.Bool            // the first request is to rouse Run
+	roused  chan struct{}          // capacity 1: it has
+
 	routes [MaxRoutes]route
 	costs  *costs
 	smooth atomic.Uint64 // math.Float64bits of the load in per cent
@@ -120,7 +129,10 @@ type Parts struct {
 
 // New returns a meter. It measures nothing until [Meter.Run].
 func New(c Config) *Meter {
-	m := &Meter{costs: newCosts(), pressure: newPressure(), guards: newGuards(c.Interface), cpuTime: cpuTime}
+	m := &Meter{
+		roused: make(chan struct{}, 1), costs: newCosts(),
+		pressure: newPressure(), guards: newGuards(c.Interface), cpuTime: cpuTime,
+	}
 	m.Set(c)
 	pool := sync.Pool{New: func() any { return newPressure() }}
 	m.instant = func() float64 {
@@ -146,7 +158,12 @@ func (m *Meter) Set(c Config) {
 func place(route int) int { return min(max(route, 0), MaxRoutes-1) }
 
 // Begin counts a request of a route in.
-func (m *Meter) Begin(route int) { m.routes[place(route)].inFlight.Add(1) }
+func (m *Meter) Begin(route int) {
+	m.routes[place(route)].inFlight.Add(1)
+	if m.resting.Load() {
+		m.rouse()
+	}
+}
 
 // End counts a request of a route out.
 func (m *Meter) End(route int) {
@@ -194,52 +211,94 @@ type averages struct {
 
 // Run measures until ctx ends.
 func (m *Meter) Run(ctx context.Context) error {
-	t := time.NewTicker(sample)
-	defer t.Stop()
-	var a averages
-	last := time.Now()
-	cost, guard := last, last
-	watched := m.wanted.Load().Interface
+	timer := time.NewTimer(sample)
+	defer timer.Stop()
+	now := time.Now()
+	w := watch{m: m, last: now, learned: now, guarded: now, told: now, busy: now, of: m.wanted.Load().Interface}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-t.C:
+		case <-m.roused:
+			w.look(time.Now(), true)
+		case <-timer.C:
+			w.look(time.Now(), false)
 		}
-		// The true interval, not the ticker's: on a busy machine ticks come late.
-		now := time.Now()
-		m.step(&a, now.Sub(last))
-		last = now
-		if now.Sub(cost) >= costEvery {
-			cost = now
-			m.learn()
-		}
-		if now.Sub(guard) >= guardEvery {
-			guard = now
-			if name := m.wanted.Load().Interface; name != watched {
-				watched, m.guards = name, newGuards(name)
-			}
-			a.guards = m.guards()
-			m.parts.Store(&Parts{CPU: 100 * a.cpu, Requests: 100 * a.requests, Lag: 100 * a.lag, Guards: a.guards})
+		timer.Reset(w.pause())
+	}
+}
+
+// watch is what Run knows.
+type watch struct {
+	averages
+	m     *Meter
+	rests bool
+	busy  time.Time // when there was something to see last
+
+	last    time.Time // look
+	learned time.Time
+	guarded time.Time
+	of      string // interface that is guarded
+	told    time.Time
+	load    balancing.Load // as told
+}
+
+// look measures at now. The true interval counts, not that of the timer: on a busy machine
+// it comes late.
+func (w *watch) look(now time.Time, roused bool) {
+	m, passed := w.m, now.Sub(w.last)
+	w.last = now
+	if w.rests {
+		m.rest(&w.averages, passed, w.learn(now))
+	} else {
+		m.step(&w.averages, passed)
+		if now.Sub(w.learned) >= costEvery {
+			w.learn(now)
 		}
 	}
+	if now.Sub(w.guarded) >= guardEvery {
+		w.guard(now)
+	}
+	if load := m.Load(); load != w.load && now.Sub(w.told) >= tellEvery && m.Changed != nil {
+		w.load, w.told = load, now
+		m.Changed()
+	}
+	w.settle(now, roused)
+}
+
+func (w *watch) guard(now time.Time) {
+	m := w.m
+	w.guarded = now
+	if name := m.wanted.Load().Interface; name != w.of {
+		w.of, m.guards = name, newGuards(name)
+	}
+	w.guards = m.guards()
+	m.parts.Store(&Parts{CPU: 100 * w.cpu, Requests: 100 * w.requests, Lag: 100 * w.lag, Guards: w.guards})
 }
 
 // lagFull is the lateness of this process's own timers that counts as a load of 100 %:
 // work waits for that long before anything is done about it.
 const lagFull = 200 * time.Millisecond
 
+// lag returns the lateness of a look, passed after the one before, that was to come after
+// every.
+func lag(passed, every time.Duration) float64 {
+	return max(0, (passed-every-sample).Seconds()/lagFull.Seconds())
+}
+
 // step takes one sample, passed after the one before.
 func (m *Meter) step(a *averages, passed time.Duration) {
-	keep := math.Exp(-passed.Seconds() / Tau.Seconds())
-	mix := func(was, now float64) float64 { return now + (was-now)*keep }
-	a.cpu = mix(a.cpu, m.pressure())
-	w := m.wanted.Load()
-	a.requests = mix(a.requests, m.inProgress(w))
-	a.lag = mix(a.lag, max(0, (passed-2*sample).Seconds()/lagFull.Seconds()))
+	m.mix(a, passed, averages{cpu: m.pressure(), requests: m.inProgress(m.wanted.Load()), lag: lag(passed, sample)})
+}
 
+// mix lets the averages follow what was measured over the time that has passed.
+func (m *Meter) mix(a *averages, passed time.Duration, now averages) {
+	keep := math.Exp(-passed.Seconds() / Tau.Seconds())
+	a.cpu = now.cpu + (a.cpu-now.cpu)*keep
+	a.requests = now.requests + (a.requests-now.requests)*keep
+	a.lag = now.lag + (a.lag-now.lag)*keep
 	load := a.requests
-	if w.Measure == CPU {
+	if m.wanted.Load().Measure == CPU {
 		load = max(load, a.cpu, a.guards.Machine/100)
 	}
 	load = max(load, a.lag, a.guards.worst()/100)

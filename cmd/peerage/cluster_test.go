@@ -17,6 +17,7 @@ import (
 
 	"peerage/appliance/node"
 	"peerage/appliance/revision"
+	"peerage/appliance/site"
 	"peerage/balancing"
 )
 
@@ -191,18 +192,29 @@ func (n *grownNode) stop() {
 	}
 }
 
-// awaitEnd waits for a node that ends by itself.
-func (n *grownNode) awaitEnd() error {
+// awaitEnd waits for a node that ends by itself, and returns its exit status.
+func (n *grownNode) awaitEnd() int {
 	n.t.Helper()
 	select {
-	case err := <-n.ended:
+	case <-n.ended:
+		code := n.cmd.ProcessState.ExitCode()
 		n.cmd = nil
 		n.log.Close()
-		return err
+		return code
 	case <-time.After(time.Minute):
 		n.t.Fatalf("%s has not ended", n.name)
-		return nil
+		return 0
 	}
+}
+
+// document is the site document in force, as the node knows it.
+func (n *grownNode) document() *site.Document {
+	n.t.Helper()
+	doc, err := site.ParseDocument("site.yaml", []byte(n.shown()))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return doc
 }
 
 func (n *grownNode) status() *node.Status {
@@ -386,8 +398,8 @@ func TestSiteGrows(t *testing.T) {
 		g.nodes = slices.DeleteFunc(g.nodes, func(n *grownNode) bool { return n == n5 })
 		n1.must("node", "remove", "n5", "--dir", n1.data())
 		n5.start()
-		if err := n5.awaitEnd(); err == nil || !strings.Contains(readFile(t, n5.log.Name()), "the peers refuse it") {
-			t.Errorf("a node that was removed while it was down ends with %v", err)
+		if code := n5.awaitEnd(); code != 3 || !strings.Contains(readFile(t, n5.log.Name()), "the peers refuse it") {
+			t.Errorf("a node that was removed while it was down ends with status %d, want 3", code)
 		}
 		g.awaitWhole()
 	})
@@ -395,8 +407,9 @@ func TestSiteGrows(t *testing.T) {
 	t.Run("removal", func(t *testing.T) {
 		old := readFile(t, filepath.Join(n1.data(), "site.key"))
 		n1.must("node", "remove", "n4", "--dir", n1.data())
-		if err := n3.awaitEnd(); err == nil || !strings.Contains(readFile(t, filepath.Join(n3.dir, "node.log")), "removed from the site") {
-			t.Errorf("the node that was removed ends with %v", err)
+		code, log := n3.awaitEnd(), readFile(t, filepath.Join(n3.dir, "node.log"))
+		if code != 3 || !strings.Contains(log, "removed from the site") || !strings.Contains(log, "join with a new token") {
+			t.Errorf("the node that was removed ends with status %d, want 3, and the log\n%s", code, log)
 		}
 		g.nodes = slices.DeleteFunc(g.nodes, func(n *grownNode) bool { return n == n3 })
 		g.awaitWhole()
@@ -407,7 +420,12 @@ func TestSiteGrows(t *testing.T) {
 			t.Error("the node that was removed has learned the new key")
 		}
 		n2.must("leave", "--dir", n2.data())
-		n2.awaitEnd()
+		if _, ok := n1.document().Nodes["n2"]; ok {
+			t.Error("n2 says that it has left, and is in the site document")
+		}
+		if code := n2.awaitEnd(); code != 3 {
+			t.Errorf("the node that has left ends with status %d, want 3", code)
+		}
 		g.nodes = slices.DeleteFunc(g.nodes, func(n *grownNode) bool { return n == n2 })
 		g.awaitWhole()
 	})

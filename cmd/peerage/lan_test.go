@@ -164,7 +164,7 @@ func (l *lan) awaitNeighbours(n *lanNode) {
 	for _, vip := range n.vips {
 		eventually(l.t, "the client knows who has "+vip.String()+" now", func() bool {
 			names := l.holders(vip)
-			return len(names) == 1 && l.neighbour(vip) == l.node(names[0]).mac()
+			return len(names) == 1 && l.neighbour(vip) == l.node(names[0]).station
 		})
 	}
 }

@@ -113,6 +113,8 @@ type lanNode struct {
 	dir  string // with node.yaml, and the data directory
 	vips []netip.Addr
 
+	station string // on the public network
+
 	cmd   *exec.Cmd
 	ended chan struct{}
 
@@ -160,11 +162,28 @@ func newLAN(t *testing.T, nodes int) *lan {
 		l.plug(n.namespace, n.name, public, fmt.Sprintf("192.0.2.%d/24", k), fmt.Sprintf("2001:db8::%d/64", k))
 		l.plug(n.namespace, n.name, internal, fmt.Sprintf("10.0.0.%d/24", k))
 		n.vips = []netip.Addr{netip.MustParseAddr(fmt.Sprint("192.0.2.1", k)), netip.MustParseAddr(fmt.Sprint("2001:db8::1", k))}
+		n.station = l.stationOf(n.namespace)
 		l.nodes = append(l.nodes, n)
 		n.serveShop()
 		t.Cleanup(n.end)
 	}
 	return l
+}
+
+// stationOf returns the address of a machine on the public network.
+func (l *lan) stationOf(n *namespace) (station string) {
+	l.t.Helper()
+	err := n.do(func() error {
+		ifi, err := net.InterfaceByName(public)
+		if err == nil {
+			station = ifi.HardwareAddr.String()
+		}
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return station
 }
 
 // bridgeOf is the bridge that the interfaces of the given name are on.
@@ -506,22 +525,6 @@ func (n *lanNode) holds(vip netip.Addr) (has bool) {
 		n.t.Fatal(err)
 	}
 	return has
-}
-
-// mac returns the station address of the machine.
-func (n *lanNode) mac() (mac string) {
-	n.t.Helper()
-	err := n.do(func() error {
-		ifi, err := netlink.LinkByName(public)
-		if err == nil {
-			mac = ifi.Attrs().HardwareAddr.String()
-		}
-		return err
-	})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return mac
 }
 
 // holders returns the names of the machines whose kernels have the address.

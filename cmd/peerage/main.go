@@ -1,7 +1,8 @@
 // Command peerage is a node of a Peerage site, and the means to set one up and to look
 // at it: the daemon, the command line and the demo are one binary.
 //
-// Exit status: 0 done, 1 failed, 2 wrong use.
+// Exit status: 0 done, 1 failed, 2 wrong use, 3 of 'peerage run' if this is no node of its
+// site any more.
 package main
 
 import (
@@ -14,11 +15,13 @@ import (
 	"github.com/alecthomas/kong"
 
 	"peerage/appliance/demo"
+	"peerage/appliance/node"
 	"peerage/appliance/site"
 )
 
 type cli struct {
 	Demo      demoCmd      `cmd:"" help:"Run a whole site on loopback: no privileges, no configuration."`
+	Lab       labCmd       `cmd:"" help:"Run a whole site on a real LAN of network namespaces, and break it."`
 	Init      initCmd      `cmd:"" help:"Set up the first node of a new site."`
 	Join      joinCmd      `cmd:"" help:"Make this machine a further node of a site."`
 	Run       runCmd       `cmd:"" help:"Run this node until SIGTERM or Ctrl-C."`
@@ -26,7 +29,8 @@ type cli struct {
 	Site      siteCmd      `cmd:"" help:"Check, show, explain and change the site document."`
 	Balancing balancingCmd `cmd:"" help:"Show and change how the site balances, while it runs."`
 	Token     tokenCmd     `cmd:"" help:"Make and revoke the tokens with which nodes join."`
-	Node      nodeCmd      `cmd:"" help:"Take nodes out of the site, and rename them."`
+	VIP       vipCmd       `cmd:"" name:"vip" help:"Show virtual IPs, and move them."`
+	Node      nodeCmd      `cmd:"" help:"Drain nodes, take them out of the site, and rename them."`
 	Leave     leaveCmd     `cmd:"" help:"Take this node out of its site."`
 	Key       keyCmd       `cmd:"" help:"Replace the site key."`
 	Backup    backupCmd    `cmd:"" help:"Write all that this node is into a file."`
@@ -79,9 +83,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, problems) // each line begins with its place, for editors
 		return 1
 	}
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		return int(status)
+	}
 	fmt.Fprintln(stderr, "peerage:", err)
 	if _, ok := errors.AsType[wrongUse](err); ok {
 		return 2
+	}
+	if errors.Is(err, node.ErrRemoved) {
+		return 3
 	}
 	return 1
 }

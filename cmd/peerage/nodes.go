@@ -103,7 +103,7 @@ func (c tokenRevokeCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	if err := client.RevokeToken(ctx, node.Reference{Revision: c.ID, User: userName()}); err != nil {
+	if err := client.RevokeToken(ctx, node.TokenReference{ID: c.ID, User: userName()}); err != nil {
 		return err
 	}
 	fmt.Fprintln(s.out, "It opens nothing any more.")
@@ -219,6 +219,9 @@ func tellMissing(w io.Writer, document string) error {
 type nodeCmd struct {
 	Remove nodeRemoveCmd `cmd:"" help:"Take a node out of the site, dead or alive, and replace the site key."`
 	Rename nodeRenameCmd `cmd:"" help:"Give a node another name."`
+
+	Drain   nodeDrainCmd   `cmd:"" aliases:"maintenance" help:"Have a node take no new work, and give up its virtual IPs."`
+	Undrain nodeUndrainCmd `cmd:"" help:"Let a node work again."`
 }
 
 type nodeRemoveCmd struct {
@@ -272,7 +275,8 @@ type leaveCmd struct {
 
 func (leaveCmd) Help() string {
 	return `A peer takes this node out of the site document and replaces the site key; this node then ends in
-order. To stop it for a while only, end 'peerage run' (SIGTERM).`
+order, with exit status 3. The command returns when the document does not have it any more, or
+says why it still has. To stop it for a while only, end 'peerage run' (SIGTERM).`
 }
 
 func (c leaveCmd) Run(ctx context.Context, s *streams) error {
@@ -281,7 +285,7 @@ func (c leaveCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	err = client.Leave(ctx, node.NodeChange{User: userName()}, showStep(s.out, c.JSON))
-	return finish(s.out, c.JSON, struct{}{}, err, func() { fmt.Fprintln(s.out, "The node leaves its site, and ends.") })
+	return finish(s.out, c.JSON, struct{}{}, err, func() { fmt.Fprintln(s.out, "The node is out of its site, and ends.") })
 }
 
 type keyCmd struct {
@@ -338,6 +342,9 @@ func printKeys(w io.Writer, st *membership.Status) {
 	}
 	if len(st.Absent) > 0 {
 		fmt.Fprintf(w, "off-line, and without it: %s\n", join(st.Absent))
+	}
+	if len(st.Departed) > 0 {
+		fmt.Fprintf(w, "known to %s, out of the site now: it is replaced within a minute or so\n", join(st.Departed))
 	}
 	for _, p := range st.Past {
 		fmt.Fprintf(w, "key %s opens pins until %s\n", p.Key, p.Until.Local().Format(time.DateTime))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -21,6 +22,10 @@ and its child, the server (HTTP, TLS, QUIC, DNS). As root the guard claims VIPs 
 public interface; on loopback no privileges are needed.
 
 SIGTERM and Ctrl-C leave in order: the VIPs go to the peers, work in progress ends.
+
+Exit status: 0 it was stopped, 1 it failed, 2 wrong use, 3 it is no node of the site any more:
+it was removed, or has left. Then it is of no use to start it again (systemd:
+RestartPreventExitStatus=3).
 
 Examples:
   peerage run
@@ -42,6 +47,9 @@ func (c runCmd) Run(ctx context.Context, s *streams) error {
 		err = node.Serve(ctx, c.Config, slog.New(h))
 	} else {
 		err = node.Run(ctx, c.Config, slog.New(h), "run", "--role", "server", "--config", c.Config, "--log", c.Log, fmt.Sprintf("--debug=%t", c.Debug))
+	}
+	if errors.Is(err, node.ErrRemoved) {
+		err = fmt.Errorf("%w\nto make this machine a node again, remove %s and the data directory that it names, with care for pages in it, and join with a new token ('peerage token create' on a node of the site, 'peerage join' here)", err, c.Config)
 	}
 	return err
 }

@@ -193,7 +193,9 @@ type siteHistoryCmd struct {
 func (siteHistoryCmd) Help() string {
 	return `At least the last 100 revisions are kept. A 'conflict' was put into force on one side of a
 partition while the other side had another: compare it ('site diff ID'), put what you want
-of it into the present document, and take it off the list with 'site dismiss ID'.`
+of it into the present document, and take it off the list with 'site dismiss ID'. The side
+counts that has kept more changes; what was rolled back on one side undoes nothing that was
+done on the other.`
 }
 
 func (c siteHistoryCmd) Run(ctx context.Context, s *streams) error {
@@ -205,22 +207,48 @@ func (c siteHistoryCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
+	shown := all
 	if c.Limit > 0 && len(all) > c.Limit {
-		all = all[:c.Limit]
+		shown = all[:c.Limit]
 	}
 	if c.JSON {
-		return printJSON(s.out, all)
+		return printJSON(s.out, shown)
 	}
 	t := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "REVISION\tID\tMADE\tBY\tSTATE\tCOMMENT")
-	for _, e := range all {
+	for _, e := range shown {
 		made := "-"
 		if !e.Made.IsZero() {
 			made = e.Made.Local().Format(time.DateTime)
 		}
 		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\n", e.Number, e.ID.Short(), made, e.Author, stateOf(&e), oneLine(e.Comment))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	printApart(s.out, all)
+	return nil
+}
+
+// printApart says what can be done about conflicts: of several revisions on one side of a
+// partition the last stands for all.
+func printApart(w io.Writer, all []revision.Entry) {
+	built := map[revision.ID]bool{}
+	for _, e := range all {
+		if e.State == revision.Apart {
+			built[e.Parent] = true
+		}
+	}
+	for _, e := range all {
+		if e.State != revision.Apart || built[e.ID] {
+			continue
+		}
+		id := e.ID.Short()
+		fmt.Fprintf(w, "\nRevision %d (%s) by %s was made apart from the one in force:\n", e.Number, id, e.Author)
+		fmt.Fprintf(w, "  peerage site diff %s      # what differs; put what you want of it into 'peerage site show'\n", id)
+		fmt.Fprintf(w, "  peerage site rollback %s  # or bring it back as it is\n", id)
+		fmt.Fprintf(w, "  peerage site dismiss %s   # or take it off this list\n", id)
+	}
 }
 
 func stateOf(e *revision.Entry) string {

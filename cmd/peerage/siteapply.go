@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,7 +45,7 @@ func (c siteDiffCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	if _, err := os.Stat(c.From); err == nil && c.To == "" {
-		a, err := readApply(c.From)
+		a, _, err := readApply(c.From)
 		if err != nil {
 			return err
 		}
@@ -76,28 +77,63 @@ func (c siteDiffCmd) Run(ctx context.Context, s *streams) error {
 var revisionRef = regexp.MustCompile(`^(head|\d+|[0-9a-f]{8,32})$`)
 
 // readApply reads and checks a site document that is to be applied.
-func readApply(file string) (a node.Apply, err error) {
+func readApply(file string) (a node.Apply, from placement, err error) {
 	in := io.Reader(os.Stdin)
 	name := "standard input"
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
-			return a, err
+			return a, from, err
 		}
 		defer f.Close()
 		in, name = f, file
 	}
 	b, err := io.ReadAll(io.LimitReader(in, revision.MaxText+1<<10))
 	if err != nil {
-		return a, err
+		return a, from, err
 	}
 	// Checked with its first line, so that the lines of the problems are those of the file.
 	if _, err := site.ParseDocument(name, b); err != nil {
-		return a, err
+		return a, from, err
 	}
 	a.Base, a.Text = cutBase(string(b))
 	a.User = userName()
-	return a, nil
+	cut := strings.Count(string(b), "\n") - strings.Count(a.Text, "\n")
+	return a, placement{name, cut}, nil
+}
+
+// placement says where a document that nodes look at has come from.
+type placement struct {
+	file string
+	cut  int // lines at its beginning that were not sent
+}
+
+// placeOf is how a node names a place in the document.
+var placeOf = regexp.MustCompile(`\bsite document:(\d+):(\d+)\b`)
+
+// inFile returns an error of a node with the places as they are in the file.
+func (p placement) inFile(err error) error {
+	in := func(text, file string) string {
+		return placeOf.ReplaceAllStringFunc(text, func(place string) string {
+			m := placeOf.FindStringSubmatch(place)
+			line, err := strconv.Atoi(m[1])
+			if err != nil {
+				return place
+			}
+			return fmt.Sprintf("%s:%d:%s", file, line+p.cut, m[2])
+		})
+	}
+	e, ok := errors.AsType[*node.StepError](err)
+	if !ok {
+		return err
+	}
+	placed := *e
+	placed.Text = in(e.Text, p.file)
+	if e.Detail != nil {
+		quoted, _ := json.Marshal(p.file) // no string is refused
+		placed.Detail = json.RawMessage(in(string(e.Detail), string(quoted[1:len(quoted)-1])))
+	}
+	return &placed
 }
 
 func printPlan(w io.Writer, p *node.Plan) {
@@ -130,10 +166,10 @@ type siteApplyCmd struct {
 }
 
 func (siteApplyCmd) Help() string {
-	return `Every node that is on-line checks the document; one of them serves it first; if that node
-stays well, all do. For 30 s, or until it is confirmed, the site watches: if a node fails
-with it or turns sick, all nodes go back by themselves. Nodes that are off-line catch up when
-they are back.
+	return `Every node that is on-line checks the document, and that it has room for it; one of them
+serves it first; if that node stays well, all do. For 30 s, or until it is confirmed, the site
+watches: if a node fails with it or turns sick, all nodes go back by themselves. Nodes that are
+off-line catch up when they are back.
 
 If somebody else has changed the document since you took your copy, nothing is changed, and
 both differences are shown.
@@ -149,7 +185,7 @@ func (c siteApplyCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	a, err := readApply(c.File)
+	a, from, err := readApply(c.File)
 	if err != nil {
 		return err
 	}
@@ -174,7 +210,7 @@ func (c siteApplyCmd) Run(ctx context.Context, s *streams) error {
 		}
 	}
 	r, err := client.Apply(ctx, a, showStep(s.out, c.JSON))
-	return finish(s.out, c.JSON, r, err, func() {
+	return finish(s.out, c.JSON, r, from.inFile(err), func() {
 		fmt.Fprintf(s.out, "Revision %d is in force.\n", r.Number)
 		if r.ConfirmWithin > 0 {
 			fmt.Fprintf(s.out, "It is rolled back in %s unless you run 'peerage site confirm'.\n", brief(r.ConfirmWithin))
@@ -268,5 +304,7 @@ func (c siteRollbackCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	r, err := client.Rollback(ctx, node.Reference{Revision: c.Revision, User: userName()}, showStep(s.out, c.JSON))
-	return finish(s.out, c.JSON, r, err, func() { fmt.Fprintf(s.out, "Revision %d is in force: %s.\n", r.Number, r.Comment) })
+	return finish(s.out, c.JSON, r, err, func() {
+		fmt.Fprintf(s.out, "Revision %d is in force: %s.\n", r.Number, cmp.Or(r.Comment, "by "+r.Author))
+	})
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +19,7 @@ import (
 
 	"peerage/appliance/demo"
 	"peerage/appliance/node"
+	"peerage/appliance/state"
 	"peerage/balancing"
 )
 
@@ -96,23 +100,49 @@ func findNode(ctx context.Context, dir string) (string, error) {
 	}
 	var first error
 	for _, d := range dirs {
-		if _, err := os.Stat(filepath.Join(d, node.SocketName)); err != nil {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := node.Client(d).Settings(ctx)
-		cancel()
+		err := answers(ctx, d)
 		if err == nil {
 			return d, nil
 		}
-		if first == nil && !errors.Is(err, syscall.ECONNREFUSED) { // else what a killed node left behind
-			first = err
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) { // or a killed node left it behind
+			err = stuck(d)
 		}
+		first = cmp.Or(first, err)
 	}
 	if first == nil {
 		first = fmt.Errorf("no node runs in %s, and no demo; start one with 'peerage run' or 'peerage demo', or name its directory with --dir", dirs[0])
 	}
 	return "", first
+}
+
+// answers reports why no node answers at a data directory, nil if one does.
+func answers(ctx context.Context, dir string) error {
+	_, err := os.Stat(filepath.Join(dir, node.SocketName))
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: ask as root, or as the user that the node runs as", err)
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err = node.Client(dir).Settings(ctx)
+	return err
+}
+
+// stuck reports that a node runs whose server does not, nil if no node runs.
+func stuck(dir string) error {
+	pid := state.Holder(dir)
+	if pid == 0 {
+		return nil
+	}
+	where := "where its standard error goes ('journalctl -u peerage', if systemd runs it)"
+	if log, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid)); err == nil {
+		if info, err := os.Stat(log); err == nil && info.Mode().IsRegular() {
+			where = log
+		}
+	}
+	return fmt.Errorf("the node of %s runs, as process %d, but its server does not: it is just starting, or it cannot. Its log says why: %s", dir, pid, where)
 }
 
 // nodesOf returns the directories of a demo's nodes below dir.
@@ -144,12 +174,15 @@ func printStatus(w io.Writer, st *node.Status) {
 		switch {
 		case holder == "":
 			holder = "nobody"
+		case v.Moved != nil && v.Holder == v.Moved.Node:
+			holder += " (moved)"
 		case v.Holder != v.Home:
 			holder += " (stands in)"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\n", v.Address, v.Home, holder)
 	}
 	t.Flush()
+	printOrders(w, st)
 	if st.Agreed != nil {
 		printAgreed(w, st)
 	}
@@ -157,6 +190,23 @@ func printStatus(w io.Writer, st *node.Status) {
 		for _, a := range st.Guard.Amiss {
 			fmt.Fprintf(w, "\n%s is degraded: %s\n", st.Node, a)
 		}
+	}
+}
+
+// printOrders shows what operators have decided.
+func printOrders(w io.Writer, st *node.Status) {
+	var all []string
+	for _, v := range st.VIPs {
+		if v.Moved != nil {
+			all = append(all, fmt.Sprintf("%s is ordered %s", v.Address, orderText(v.Moved)))
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(st.Drained)) {
+		o := st.Drained[id]
+		all = append(all, fmt.Sprintf("%s is ordered to drain%s", id, strings.TrimPrefix(orderText(&o), "to "+string(id))))
+	}
+	if len(all) > 0 {
+		fmt.Fprintf(w, "\n%s\n", strings.Join(all, "\n"))
 	}
 }
 
@@ -193,6 +243,9 @@ func printAgreed(w io.Writer, st *node.Status) {
 	fmt.Fprintf(w, "site key: %s, %s", k.Key, k.Phase)
 	if len(k.Waiting) > 0 {
 		fmt.Fprintf(w, ", waiting for %s", join(k.Waiting))
+	}
+	if len(k.Departed) > 0 {
+		fmt.Fprintf(w, ", known to %s, out of the site now, until it is replaced", join(k.Departed))
 	}
 	fmt.Fprintln(w)
 }

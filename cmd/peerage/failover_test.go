@@ -1,0 +1,450 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// contestant is a product that moves VIPs, on the machines of a LAN.
+type contestant interface {
+	start(n *lanNode)         // the daemon, and what serves, if it does not run
+	stop(n *lanNode)          // the daemon, in order; returns at once
+	awaitEnd(n *lanNode)      // of a daemon that was stopped or killed
+	daemon(n *lanNode) []int  // the processes that move VIPs, first the one that watches the others
+	service(n *lanNode) []int // the processes that serve
+	atHome() bool             // each VIP is with its home, which serves, and with nobody else
+	question() question       // that its service answers
+}
+
+// contestants take part in turns, each with a LAN of its own.
+var contestants = []struct {
+	name string
+	join func(*lan) contestant
+}{
+	{"Peerage, 500 ms", func(l *lan) contestant { return newPeerageSite(l, 500*time.Millisecond) }},
+	{"keepalived, 1 s", func(l *lan) contestant { return newKeepalivedSite(l, 2, "1") }},
+	{"Peerage, 50 ms", func(l *lan) contestant { return newPeerageSite(l, 50*time.Millisecond) }},
+	{"keepalived, 0.1 s", func(l *lan) contestant { return newKeepalivedSite(l, 3, "0.1") }},
+}
+
+// failures are what befalls the holder of a VIP. Begin returns what mends it.
+var failures = []struct {
+	name  string
+	begin func(*failover) (end func())
+}{
+	{"power loss", func(f *failover) func() {
+		// Nothing passes any more, though all goes on on the machine.
+		f.isolate(f.holder.name, public, true)
+		f.isolate(f.holder.name, internal, true)
+		return func() {
+			f.isolate(f.holder.name, public, false)
+			f.isolate(f.holder.name, internal, false)
+		}
+	}},
+	{"cable pulled", func(f *failover) func() {
+		f.cable(f.holder.name, public, false)
+		return func() { f.cable(f.holder.name, public, true) }
+	}},
+	{"partition", func(f *failover) func() {
+		// It is alone on its side; the gateway and the client are on the other.
+		f.move(f.holder.name, public, bridgeOf(apart(public)))
+		return func() { f.move(f.holder.name, public, bridgeOf(public)) }
+	}},
+	{"kill -9 of the daemon", func(f *failover) func() { return f.kill(f.site.daemon(f.holder)) }},
+	{"kill -9 of all", func(f *failover) func() {
+		return f.kill(slices.Concat(f.site.daemon(f.holder), f.site.service(f.holder)))
+	}},
+	{"daemon frozen", func(f *failover) func() { return f.freeze(f.site.daemon(f.holder)) }},
+	{"all frozen", func(f *failover) func() {
+		return f.freeze(slices.Concat(f.site.daemon(f.holder), f.site.service(f.holder)))
+	}},
+	{"stopped in order", func(f *failover) func() {
+		f.site.stop(f.holder)
+		return f.restart
+	}},
+}
+
+const (
+	failedFor = 4 * time.Second // keepalived at its default has taken over by then
+	healedFor = 8 * time.Second
+	idleFor   = 20 * time.Second
+
+	// longestPhase is that of the longest timer of a contestant: a fault comes at any point
+	// of it.
+	longestPhase = time.Second
+)
+
+// failover is a LAN whose holder of a VIP fails.
+type failover struct {
+	*lan
+	site         contestant
+	holder       *lanNode
+	here, beyond *watcher // with the client, and apart from it
+}
+
+// outcome is what was seen of one failure. Times are in milliseconds.
+type outcome struct {
+	Contestant string `json:"contestant"`
+	Fault      string `json:"fault"`
+
+	Address  float64 `json:"address_ms"`  // longest time without an echo of the VIP
+	Service  float64 `json:"service_ms"`  // and without an answer of the service on it
+	Double   float64 `json:"double_ms"`   // for so long two stations answered ARP for it
+	HealLost float64 `json:"heal_ms"`     // the service did not answer in the 8 s after the fault
+	HealDark float64 `json:"heal_dark"`   // longest part of it
+	HealTwo  float64 `json:"heal_double"` // two answered ARP then
+	Stall    float64 `json:"stall_ms"`    // longest time in which this machine did not let the client ask
+	Load     float64 `json:"load"`        // of this machine
+
+	CPU float64 `json:"cpu_percent,omitempty"` // of one core, of an idle node; then it is nothing else
+
+	At  time.Time `json:"at"`            // when it failed
+	Log []string  `json:"log,omitempty"` // of the nodes of Peerage, from then on
+}
+
+// TestFailover measures how fast VIPs move when their holder fails, and how cleanly:
+// Peerage beside keepalived, in turns, on the same machine. It asserts nothing but that
+// the contestants run; 'make bench-failover' makes a table and a chart of it.
+//
+// PEERAGE_FAILOVER says how often each failure happens, PEERAGE_FAILOVER_JSON in which file
+// each outcome is noted, a line of JSON each: those that are there already count with the new
+// ones. PEERAGE_FAILOVER_CHART is the file for the chart.
+func TestFailover(t *testing.T) {
+	text := os.Getenv("PEERAGE_FAILOVER")
+	if text == "" {
+		t.Skip("takes a quarter of an hour and more: make bench-failover")
+	}
+	rounds, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes := os.Getenv("PEERAGE_FAILOVER_JSON")
+	outcomes := readOutcomes(t, notes)
+	note := func(tr outcome) {
+		outcomes = append(outcomes, tr)
+		if notes != "" {
+			appendOutcome(t, notes, tr)
+		}
+	}
+	for round := range rounds {
+		t.Run(fmt.Sprintf("round %d", round+1), func(t *testing.T) {
+			for _, c := range contestants {
+				t.Run(c.name, func(t *testing.T) { compete(t, c.name, c.join, round == 0, note) })
+			}
+		})
+	}
+	if err := failoverTables(os.Stdout, outcomes); err != nil {
+		t.Fatal(err)
+	}
+	if name := os.Getenv("PEERAGE_FAILOVER_CHART"); name != "" {
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(failoverChart(f, outcomes), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// readOutcomes returns those that are noted in a file; none if there is no file.
+func readOutcomes(t *testing.T, name string) (all []outcome) {
+	t.Helper()
+	if name == "" {
+		return nil
+	}
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d := json.NewDecoder(bufio.NewReader(f))
+	for d.More() {
+		var tr outcome
+		if err := d.Decode(&tr); err != nil {
+			t.Fatalf("%s: %v; remove it to begin anew", name, err)
+		}
+		all = append(all, tr)
+	}
+	return all
+}
+
+func appendOutcome(t *testing.T, name string, tr outcome) {
+	t.Helper()
+	line, err := json.Marshal(tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Write(append(line, '\n'))
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// compete lets everything befall one contestant once.
+func compete(t *testing.T, name string, join func(*lan) contestant, idle bool, note func(outcome)) {
+	l := newLAN(t, 3)
+	l.addRouter()
+	l.ordinaryClient()
+	f := &failover{lan: l, site: join(l), holder: l.nodes[0]}
+	for _, n := range l.nodes {
+		f.site.start(n)
+	}
+	f.awaitHome()
+	if idle {
+		note(outcome{Contestant: name, CPU: f.idle(), At: time.Now(), Load: machineLoad(t)})
+	}
+	l.bridge(apart(public))
+	f.here = l.newWatcher("here", "2001:db8::fc", public)
+	f.beyond = l.newWatcher("beyond", "2001:db8::fd", apart(public))
+	for _, c := range failures {
+		t.Run(c.name, func(t *testing.T) {
+			tr := f.try(t, c.begin)
+			tr.Contestant, tr.Fault = name, c.name
+			note(tr)
+			t.Logf("dark: address %.0f ms, service %.0f ms; two answer %.0f ms; afterwards %.0f ms lost, two answer %.0f ms; client late by %.0f ms",
+				tr.Address, tr.Service, tr.Double, tr.HealLost, tr.HealTwo, tr.Stall)
+		})
+		f.awaitHome()
+	}
+}
+
+// try lets the holder fail at a random point of the contestants' timers, and mends it.
+func (f *failover) try(t *testing.T, begin func(*failover) func()) (tr outcome) {
+	vip := f.holder.vips[0]
+	f.forget(vip)
+	address, service := f.ask(t, vip, echoRequest()), f.ask(t, vip, f.site.question())
+	pause(t.Context(), rand.N(longestPhase))
+	tr.Load = machineLoad(t)
+	marks := f.marks()
+	tr.At = time.Now()
+	end := begin(f)
+	pause(t.Context(), failedFor)
+	a, s := address(), service()
+	tr.Address, tr.Service = milliseconds(a.outage), milliseconds(s.outage)
+	mended := time.Now()
+	tr.Double = milliseconds(f.double(span{from: tr.At, to: mended}))
+
+	service = f.ask(t, vip, f.site.question())
+	mended = time.Now()
+	end()
+	pause(t.Context(), healedFor)
+	h := service()
+	tr.HealLost, tr.HealDark = milliseconds(h.lost), milliseconds(h.outage)
+	tr.HealTwo = milliseconds(f.double(span{from: mended, to: time.Now()}))
+	tr.Stall = milliseconds(max(a.stall, s.stall, h.stall))
+	tr.Log = f.events(marks)
+	return tr
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// kill ends processes, first those that the first one watches: it must not see them die. It
+// returns what starts them anew.
+func (f *failover) kill(pids []int) func() {
+	f.signal(pids[:1], syscall.SIGSTOP)
+	f.signal(pids[1:], syscall.SIGKILL)
+	f.signal(pids[:1], syscall.SIGKILL)
+	return f.restart
+}
+
+// freeze stops processes, and returns what lets them go on.
+func (f *failover) freeze(pids []int) func() {
+	f.signal(pids, syscall.SIGSTOP)
+	f.t.Cleanup(func() { // if it comes to nothing else, for what is frozen cannot be ended
+		for _, pid := range pids {
+			syscall.Kill(pid, syscall.SIGCONT)
+		}
+	})
+	return func() { f.signal(pids, syscall.SIGCONT) }
+}
+
+func (f *failover) signal(pids []int, s syscall.Signal) {
+	f.t.Helper()
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, s); err != nil {
+			f.t.Fatalf("signal %v to process %d: %v", s, pid, err)
+		}
+	}
+}
+
+// restart starts the holder, which ends or has ended.
+func (f *failover) restart() {
+	f.site.awaitEnd(f.holder)
+	f.site.start(f.holder)
+}
+
+func (f *failover) awaitHome() {
+	f.t.Helper()
+	eventually(f.t, "each VIP is at home, and nowhere else", f.site.atHome)
+}
+
+// double returns for how long two stations answered ARP for the VIP, wherever they are.
+func (f *failover) double(in span) time.Duration {
+	var runs []stretch
+	for _, w := range []*watcher{f.here, f.beyond} {
+		w.mu.Lock()
+		runs = append(runs, w.seen[f.holder.vips[0]].runs...)
+		w.mu.Unlock()
+	}
+	return overlap(runs, in)
+}
+
+// overlap returns how much of a span at least two stations answered in.
+func overlap(runs []stretch, in span) (total time.Duration) {
+	times := []time.Time{in.from, in.to}
+	for _, r := range runs {
+		times = append(times, r.from, r.to)
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	for i, from := range times[1:] {
+		from, to := times[i], from
+		if from.Before(in.from) || to.After(in.to) {
+			continue
+		}
+		var stations []string
+		for _, r := range runs {
+			if !r.from.After(from) && !r.to.Before(to) && !slices.Contains(stations, r.station) {
+				stations = append(stations, r.station)
+			}
+		}
+		if len(stations) > 1 {
+			total += to.Sub(from)
+		}
+	}
+	return total
+}
+
+// ordinaryClient gives the client the timers that Linux comes with.
+func (l *lan) ordinaryClient() {
+	l.t.Helper()
+	err := l.client.do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/neigh/"+public+"/base_reachable_time_ms", []byte("30000"), 0)
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// forget has the client forget who has a VIP: what was left wrong by one failure is not
+// counted twice.
+func (f *failover) forget(vip fmt.Stringer) {
+	f.t.Helper()
+	err := f.client.do(func() error {
+		ifi, err := netlink.LinkByName(public)
+		if err != nil {
+			return err
+		}
+		all, err := netlink.NeighList(ifi.Attrs().Index, netlink.FAMILY_V4)
+		for _, e := range all {
+			if e.IP.String() == vip.String() {
+				err = errors.Join(err, netlink.NeighDel(&e))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// idle returns how much of a core the daemon of a node takes that has nothing to do, and
+// the process that serves where that is part of the product.
+func (f *failover) idle() float64 {
+	pids := f.site.daemon(f.holder)
+	if _, ok := f.site.(*peerageSite); ok {
+		pids = append(pids, f.site.service(f.holder)...)
+	}
+	spent := func() (all time.Duration) {
+		for _, pid := range pids {
+			all += processTime(f.t, pid)
+		}
+		return all
+	}
+	before := spent()
+	pause(f.t.Context(), idleFor)
+	return 100 * (spent() - before).Seconds() / idleFor.Seconds()
+}
+
+// processTime is the time on a CPU that a process has had.
+func processTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	text := readFile(t, fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	var ticks time.Duration
+	for _, f := range fields[11:13] { // utime and stime: 14 and 15 of proc(5)
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * (time.Second / 100) // USER_HZ, on all architectures that we know
+}
+
+// machineLoad is how many processes wanted to run during the last minute.
+func machineLoad(t *testing.T) (load float64) {
+	t.Helper()
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		t.Fatal(err)
+	}
+	return float64(info.Loads[0]) / (1 << 16) // SI_LOAD_SHIFT
+}
+
+// peerageSite is a site of Peerage.
+type peerageSite struct{ *lan }
+
+func newPeerageSite(l *lan, period time.Duration) *peerageSite {
+	l.setUp()
+	for _, n := range l.nodes {
+		path := filepath.Join(n.data(), "site.yaml")
+		writeFile(l.t, path, edited(l.t, readFile(l.t, path), "measure: requests", fmt.Sprintf("measure: requests, period: %v", period)), 0o644)
+		n.run(l.t, binary, "site", "check", path)
+	}
+	return &peerageSite{l}
+}
+
+func (s *peerageSite) start(n *lanNode)         { n.start() }
+func (s *peerageSite) stop(n *lanNode)          { n.signal(syscall.SIGTERM) }
+func (s *peerageSite) awaitEnd(n *lanNode)      { n.awaitEnd() }
+func (s *peerageSite) daemon(n *lanNode) []int  { return []int{n.cmd.Process.Pid} }
+func (s *peerageSite) service(n *lanNode) []int { return []int{n.status().ServerPID} }
+func (s *peerageSite) question() question       { return hostQuestion(s.t) }
+
+func (s *peerageSite) atHome() bool {
+	for _, n := range s.nodes {
+		st := n.status()
+		if st == nil || st.Guard == nil || !st.Guard.Takeover.Fenced {
+			return false
+		}
+		for _, vip := range n.vips {
+			if !slices.Contains(st.Listening, vip) || !slices.Equal(s.holders(vip), []string{n.name}) {
+				return false
+			}
+		}
+	}
+	return true
+}
