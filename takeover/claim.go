@@ -65,6 +65,7 @@ func (k *Keeper) claim(ctx context.Context, v *balancing.View) {
 	}
 	probes.Wait()
 
+	k.isolate(ctx) // the last peer may have fallen silent meanwhile
 	v = k.look()
 	for i, e := range wanted {
 		if !k.mayClaim(e, v) {

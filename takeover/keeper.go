@@ -48,10 +48,11 @@ type Config struct {
 	// them that are still busy, and must not block. Nil for no such care.
 	Leaving func([]netip.Addr) []netip.Addr
 
-	// Cut is told when this node finds itself cut off, and when that is over; Touched when
-	// the interface or its addresses were changed by others, by a goroutine of its own.
-	// Either may be nil.
+	// Cut is told when this node finds itself cut off, and when that is over; Shown when
+	// [Keeper.Status] has changed; Touched when the interface or its addresses were changed
+	// by others, by a goroutine of its own. None may block, and each may be nil.
 	Cut     func(bool)
+	Shown   func()
 	Touched func()
 
 	// Resync is the longest time between two comparisons of link and plan; 0 means
@@ -106,6 +107,7 @@ type vip struct {
 	unheard   bool      // the gateway does not answer questions from it
 	station   string    // other station that answers for it too, "" for none
 	sighted   time.Time // when that was seen last
+	yields    bool      // to that
 	claimedAt time.Time
 
 	err   string    // of the last step, "" if it went well
@@ -183,6 +185,8 @@ func (k *Keeper) pass(ctx context.Context) time.Duration {
 			e.retry = time.Time{}
 		}
 		switch {
+		case k.on[e.VIP] && e.yields:
+			k.yield(ctx, e)
 		case k.mayHold(e), e.stays:
 		case k.on[e.VIP]:
 			k.release(ctx, e)
@@ -316,7 +320,10 @@ func (k *Keeper) publish() {
 	for i, e := range k.vips {
 		s.VIPs[i] = VIPStatus{VIP: e.VIP, Planned: e.Node, Reason: e.Reason, Held: k.on[e.VIP], Leaving: !e.going.IsZero(), Err: e.amiss()}
 	}
-	k.status.Store(s)
+	was := k.status.Swap(s)
+	if k.cfg.Shown != nil && (!slices.Equal(s.VIPs, was.VIPs) || s.Cut != was.Cut || s.Fenced != was.Fenced || s.Fence != was.Fence) {
+		k.cfg.Shown()
+	}
 }
 
 // amiss returns what an operator should know of e, "" for nothing.
@@ -348,8 +355,11 @@ func (k *Keeper) rest() time.Duration {
 		if e.station != "" && now.Sub(e.sighted) >= conflictWord {
 			e.station = ""
 		}
-		if !e.retry.IsZero() {
+		switch {
+		case !e.retry.IsZero():
 			sooner(e.retry)
+		case k.on[e.VIP] && !k.mayHold(e) && !e.stays:
+			sooner(now) // the plan has changed while others were claimed
 		}
 		if !k.on[e.VIP] || !k.mayHold(e) && !e.stays {
 			continue

@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -17,8 +18,13 @@ const (
 	maxSightings = 64 // that wait; what does not fit is seen again
 
 	// settling is the time after a claim for which others may still answer: what they sent
-	// before may come late.
-	settling = time.Second
+	// before may come late, and a peer that claims at the same time must be given the time to
+	// report it.
+	settling = 50 * time.Millisecond
+
+	// yieldFor is for how long a node claims nothing that it has yielded, and up to once more:
+	// of two nodes that have both yielded, one shall be the first to come back.
+	yieldFor = 500 * time.Millisecond
 
 	// defendEvery is the least time between two bursts of announcements against another
 	// station (RFC 5227 section 2.4), and conflictWord for how long one that was seen counts.
@@ -75,8 +81,10 @@ func (k *Keeper) see(s Sighting) {
 }
 
 // sight takes note of what was seen: another station that answers for what this node
-// holds. The node does not give in, for who holds a VIP is settled by the peers; it tells
-// the neighbours and its operator.
+// holds. If a peer reports to hold it, the plan settles who stays. Else the station is a
+// stranger, or a peer whose reports do not come through. A VIP's home defends it then
+// (RFC 5227 section 2.4 (b)); who only stands in gives it up, or two that have claimed it in
+// the same moment would both keep it.
 func (k *Keeper) sight(s Sighting) {
 	i := slices.IndexFunc(k.vips, func(e *vip) bool { return e.VIP == s.VIP })
 	if i < 0 {
@@ -91,7 +99,16 @@ func (k *Keeper) sight(s Sighting) {
 		k.cfg.Log.Warn("address conflict", "vip", e.VIP, "station", station)
 	}
 	e.sighted = now
-	if now.Sub(e.since) >= defendEvery {
+	if e.Reason != ReasonHome && rival(k.cfg.View(), k.cfg.Self, e.VIP) == "" {
+		e.yields = true
+	} else if now.Sub(e.since) >= defendEvery {
 		e.proclaim(now)
+	}
+}
+
+// yield gives up e for a while.
+func (k *Keeper) yield(ctx context.Context, e *vip) {
+	if k.release(ctx, e); !k.on[e.VIP] {
+		e.retry = time.Now().Add(yieldFor + rand.N(yieldFor))
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client gives orders to the lab in a directory.
+// Client asks the lab in a directory.
 type Client string
 
 // answerWithin is how long a keeper has to answer when the client does not want to wait.
@@ -39,19 +39,19 @@ func (c Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// call has an order carried out, and reads the result into out, which may be nil. When ctx
-// ends, so does what is ordered; the result of a capture is waited for all the same.
-func (c Client) call(ctx context.Context, o *order, files []*os.File, signals <-chan os.Signal, out any) error {
+// call makes a request, and reads the result into out, which may be nil. When ctx ends, so
+// does what was asked for; the result of a capture is waited for all the same.
+func (c Client) call(ctx context.Context, q *request, files []*os.File, signals <-chan os.Signal, out any) error {
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := send(conn, o, files); err != nil {
+	if err := send(conn, q, files); err != nil {
 		return fmt.Errorf("ask the lab in %s: %w", c, err)
 	}
 	defer context.AfterFunc(ctx, func() {
-		conn.CloseWrite() // ends what was ordered
+		conn.CloseWrite() // ends what was asked for
 		conn.SetReadDeadline(time.Now().Add(answerWithin))
 	})()
 	var passing sync.WaitGroup
@@ -90,8 +90,8 @@ func (c Client) call(ctx context.Context, o *order, files []*os.File, signals <-
 	return json.Unmarshal(answer.Result, out)
 }
 
-func send(conn *net.UnixConn, o *order, files []*os.File) error {
-	b, err := json.Marshal(o)
+func send(conn *net.UnixConn, q *request, files []*os.File) error {
+	b, err := json.Marshal(q)
 	if err != nil {
 		return err
 	}
@@ -114,69 +114,69 @@ func send(conn *net.UnixConn, o *order, files []*os.File) error {
 // Status is what there is in the lab, and what has become of it.
 func (c Client) Status(ctx context.Context) (*Status, error) {
 	st := new(Status)
-	return st, c.call(ctx, &order{Do: doStatus}, nil, nil, st)
+	return st, c.call(ctx, &request{Do: doStatus}, nil, nil, st)
 }
 
 // Cut is [Lab.Cut].
 func (c Client) Cut(ctx context.Context, machine, network string, how How) error {
-	return c.call(ctx, &order{Do: doCut, Where: machine, Network: network, How: how}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doCut, Where: machine, Network: network, How: how}, nil, nil, nil)
 }
 
 // Heal is [Lab.Heal].
 func (c Client) Heal(ctx context.Context, machine string) error {
-	return c.call(ctx, &order{Do: doHeal, Where: machine}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doHeal, Where: machine}, nil, nil, nil)
 }
 
 // Partition is [Lab.Partition].
 func (c Client) Partition(ctx context.Context, groups [][]string) error {
-	return c.call(ctx, &order{Do: doPartition, Groups: groups}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doPartition, Groups: groups}, nil, nil, nil)
 }
 
 // Delay is [Lab.Delay].
 func (c Client) Delay(ctx context.Context, machine string, d Delay) error {
-	return c.call(ctx, &order{Do: doDelay, Where: machine, Delay: d}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doDelay, Where: machine, Delay: d}, nil, nil, nil)
 }
 
 // Start is [Lab.Start].
 func (c Client) Start(ctx context.Context, node string) error {
-	return c.call(ctx, &order{Do: doStart, Where: node}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doStart, Where: node}, nil, nil, nil)
 }
 
 // Stop is [Lab.Stop].
 func (c Client) Stop(ctx context.Context, node string) error {
-	return c.call(ctx, &order{Do: doStop, Where: node}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doStop, Where: node}, nil, nil, nil)
 }
 
 // Kill is [Lab.Kill].
 func (c Client) Kill(ctx context.Context, node string, what What) error {
-	return c.call(ctx, &order{Do: doKill, Where: node, What: what}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doKill, Where: node, What: what}, nil, nil, nil)
 }
 
 // Freeze is [Lab.Freeze].
 func (c Client) Freeze(ctx context.Context, node string, what What) error {
-	return c.call(ctx, &order{Do: doFreeze, Where: node, What: what}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doFreeze, Where: node, What: what}, nil, nil, nil)
 }
 
 // Thaw is [Lab.Thaw].
 func (c Client) Thaw(ctx context.Context, node string) error {
-	return c.call(ctx, &order{Do: doThaw, Where: node}, nil, nil, nil)
+	return c.call(ctx, &request{Do: doThaw, Where: node}, nil, nil, nil)
 }
 
 // Capture is [Lab.Capture]. It returns soon after ctx has ended.
 func (c Client) Capture(ctx context.Context, where string, w *os.File, limits Limits) (got Captured, err error) {
-	return got, c.call(ctx, &order{Do: doCapture, Where: where, Limits: limits}, []*os.File{w}, nil, &got)
+	return got, c.call(ctx, &request{Do: doCapture, Where: where, Limits: limits}, []*os.File{w}, nil, &got)
 }
 
 // Exec is [Lab.Exec] with this process's files. Of a terminal, the program gets one of its
 // own, which shows here. Signals are passed on.
 func (c Client) Exec(ctx context.Context, machine string, args []string, signals <-chan os.Signal) (status int, err error) {
-	o := &order{Do: doExec, Where: machine, Command: &Command{Args: args, Env: os.Environ()}}
-	if o.Command.Dir, err = os.Getwd(); err != nil {
+	q := &request{Do: doExec, Where: machine, Command: &Command{Args: args, Env: os.Environ()}}
+	if q.Command.Dir, err = os.Getwd(); err != nil {
 		return 0, err
 	}
 	files := []*os.File{os.Stdin, os.Stdout, os.Stderr}
-	if o.Command.Terminal = IsTerminal(os.Stdin) && IsTerminal(os.Stdout); !o.Command.Terminal {
-		return status, c.call(ctx, o, files, signals, &status)
+	if q.Command.Terminal = IsTerminal(os.Stdin) && IsTerminal(os.Stdout); !q.Command.Terminal {
+		return status, c.call(ctx, q, files, signals, &status)
 	}
 	s, err := newScreen()
 	if err != nil {
@@ -187,5 +187,5 @@ func (c Client) Exec(ctx context.Context, machine string, args []string, signals
 			files[i] = s.slave
 		}
 	}
-	return status, s.show(func() error { return c.call(ctx, o, files, signals, &status) })
+	return status, s.show(func() error { return c.call(ctx, q, files, signals, &status) })
 }

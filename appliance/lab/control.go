@@ -19,22 +19,22 @@ import (
 )
 
 // The control socket of a lab, which its owner alone can open. A connection carries one
-// order: a line of JSON, and beside its first octet the files that it is about (unix(7),
+// request: a line of JSON, and beside its first octet the files that it is about (unix(7),
 // SCM_RIGHTS). The keeper answers with one line when it is done. Meanwhile the client may
 // send the numbers of signals for the program that runs, a line each; when it goes, what it
-// has ordered ends.
+// has asked for ends.
 
 const (
 	socketName    = "lab.sock"
 	maxSocketPath = 107              // octets; unix(7)
-	maxOrder      = 4 << 20          // octets: a program's arguments and environment
+	maxRequest    = 4 << 20          // octets: a program's arguments and environment
 	maxAnswer     = 1 << 20          // octets
-	maxOrders     = 64               // at a time
-	maxFiles      = 3                // of an order
-	orderWithin   = 10 * time.Second // for the order itself to arrive
+	maxRequests   = 64               // at a time
+	maxFiles      = 3                // of a request
+	requestWithin = 10 * time.Second // for the request itself to arrive
 )
 
-// verb says what is ordered.
+// verb says what is asked for.
 type verb string
 
 const (
@@ -53,8 +53,8 @@ const (
 	doCapture   verb = "capture"
 )
 
-// order is what a client wants done.
-type order struct {
+// request is what a client wants done.
+type request struct {
 	Do      verb       `json:"do"`
 	Where   string     `json:"where,omitempty"` // a machine, or a network
 	Network string     `json:"network,omitempty"`
@@ -73,20 +73,20 @@ type outcome struct {
 	Result json.RawMessage `json:"result,omitempty"`
 }
 
-// obey answers on the control socket until ctx ends, and then ends what is under way. down
-// is called when somebody orders the lab to be taken down.
-func (l *Lab) obey(ctx context.Context, socket *net.UnixListener, down func()) error {
+// listen answers on the control socket until ctx ends, and then ends what is under way. down
+// is called when somebody wants the lab to be taken down.
+func (l *Lab) listen(ctx context.Context, socket *net.UnixListener, down func()) error {
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	defer context.AfterFunc(ctx, func() { socket.Close() })()
-	free := make(chan struct{}, maxOrders)
+	free := make(chan struct{}, maxRequests)
 	for {
 		c, err := socket.AcceptUnix()
-		if ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("take orders: %w", err)
+			return fmt.Errorf("listen on the control socket: %w", err)
 		}
 		free <- struct{}{}
 		serving.Go(func() {
@@ -97,11 +97,11 @@ func (l *Lab) obey(ctx context.Context, socket *net.UnixListener, down func()) e
 	}
 }
 
-// serve obeys one order.
+// serve answers one request.
 func (l *Lab) serve(ctx context.Context, c *net.UnixConn, down func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	o, files, r, err := readOrder(c)
+	q, files, r, err := readRequest(c)
 	for _, f := range files {
 		defer f.Close()
 	}
@@ -115,16 +115,16 @@ func (l *Lab) serve(ctx context.Context, c *net.UnixConn, down func()) {
 		defer cancel() // nobody waits for it any more
 		hear(ctx, r, signals)
 	})
-	result, err := l.do(ctx, o, files, signals, down)
+	result, err := l.do(ctx, q, files, signals, down)
 	cancel()
 	c.SetReadDeadline(time.Unix(1, 0))
 	hearing.Wait()
 	writeOutcome(c, result, err)
 }
 
-// readOrder reads an order, and returns where to read on.
-func readOrder(c *net.UnixConn) (o *order, files []*os.File, r *bufio.Reader, err error) {
-	c.SetReadDeadline(time.Now().Add(orderWithin))
+// readRequest reads a request, and returns where to read on.
+func readRequest(c *net.UnixConn) (q *request, files []*os.File, r *bufio.Reader, err error) {
+	c.SetReadDeadline(time.Now().Add(requestWithin))
 	first, oob := make([]byte, 4<<10), make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, _, _, err := c.ReadMsgUnix(first, oob)
 	if err != nil {
@@ -133,22 +133,22 @@ func readOrder(c *net.UnixConn) (o *order, files []*os.File, r *bufio.Reader, er
 	if files, err = filesOf(oob[:oobn]); err != nil {
 		return nil, files, nil, err
 	}
-	limited := &io.LimitedReader{R: io.MultiReader(bytes.NewReader(first[:n]), c), N: maxOrder}
+	limited := &io.LimitedReader{R: io.MultiReader(bytes.NewReader(first[:n]), c), N: maxRequest}
 	r = bufio.NewReader(limited)
 	line, err := r.ReadBytes('\n')
 	if err != nil {
-		return nil, files, nil, fmt.Errorf("the order is not complete, or has more than %d octets: %w", maxOrder, err)
+		return nil, files, nil, fmt.Errorf("the request is not complete, or has more than %d octets: %w", maxRequest, err)
 	}
-	o = new(order)
-	if err := json.Unmarshal(line, o); err != nil {
+	q = new(request)
+	if err := json.Unmarshal(line, q); err != nil {
 		return nil, files, nil, err
 	}
 	c.SetReadDeadline(time.Time{})
-	limited.N = maxOrder // and as much in signals
-	return o, files, r, nil
+	limited.N = maxRequest // and as much in signals
+	return q, files, r, nil
 }
 
-// filesOf returns the files that came beside an order.
+// filesOf returns the files that came beside a request.
 func filesOf(oob []byte) (files []*os.File, err error) {
 	all, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -160,7 +160,7 @@ func filesOf(oob []byte) (files []*os.File, err error) {
 			return files, err
 		}
 		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "file of an order"))
+			files = append(files, os.NewFile(uintptr(fd), "file of a request"))
 		}
 	}
 	return files, nil
@@ -196,55 +196,55 @@ func writeOutcome(c *net.UnixConn, result any, err error) {
 	}
 	b, err := json.Marshal(out)
 	if err == nil {
-		c.SetWriteDeadline(time.Now().Add(orderWithin))
+		c.SetWriteDeadline(time.Now().Add(requestWithin))
 		c.Write(append(b, '\n')) // if the client has gone, nobody wants to know
 	}
 }
 
-// do carries an order out.
-func (l *Lab) do(ctx context.Context, o *order, files []*os.File, signals <-chan syscall.Signal, down func()) (any, error) {
-	switch o.Do {
+// do does what is asked for.
+func (l *Lab) do(ctx context.Context, q *request, files []*os.File, signals <-chan syscall.Signal, down func()) (any, error) {
+	switch q.Do {
 	case doStatus:
 		return l.Status(ctx)
 	case doDown:
 		down()
 		return nil, nil
 	case doCut:
-		return nil, l.Cut(o.Where, o.Network, o.How)
+		return nil, l.Cut(q.Where, q.Network, q.How)
 	case doHeal:
-		return nil, l.Heal(o.Where)
+		return nil, l.Heal(q.Where)
 	case doPartition:
-		return nil, l.Partition(o.Groups...)
+		return nil, l.Partition(q.Groups...)
 	case doDelay:
-		return nil, l.Delay(o.Where, o.Delay)
+		return nil, l.Delay(q.Where, q.Delay)
 	case doStart:
-		return nil, l.Start(o.Where)
+		return nil, l.Start(q.Where)
 	case doStop:
-		return nil, l.Stop(ctx, o.Where)
+		return nil, l.Stop(ctx, q.Where)
 	case doKill:
-		return nil, l.Kill(o.Where, o.What)
+		return nil, l.Kill(q.Where, q.What)
 	case doFreeze:
-		return nil, l.Freeze(o.Where, o.What)
+		return nil, l.Freeze(q.Where, q.What)
 	case doThaw:
-		return nil, l.Thaw(o.Where)
+		return nil, l.Thaw(q.Where)
 	case doExec:
-		if o.Command == nil || len(files) != len(o.Command.Files) {
+		if q.Command == nil || len(files) != len(q.Command.Files) {
 			return nil, errors.New("no program, or not its three files")
 		}
-		copy(o.Command.Files[:], files)
-		o.Command.Signals = signals
-		return l.Exec(ctx, o.Where, *o.Command)
+		copy(q.Command.Files[:], files)
+		q.Command.Signals = signals
+		return l.Exec(ctx, q.Where, *q.Command)
 	case doCapture:
 		if len(files) != 1 {
 			return nil, errors.New("no file to write to")
 		}
-		return l.Capture(ctx, o.Where, files[0], o.Limits)
+		return l.Capture(ctx, q.Where, files[0], q.Limits)
 	}
-	return nil, fmt.Errorf("the lab does not know what %q is: it was started by another version; 'peerage lab down' and 'up' again", o.Do)
+	return nil, fmt.Errorf("the lab does not know what %q is: it was started by another version; 'peerage lab down' and 'up' again", q.Do)
 }
 
-// listenForOrders opens the control socket.
-func listenForOrders(dir string) (*net.UnixListener, error) {
+// listenForRequests opens the control socket.
+func listenForRequests(dir string) (*net.UnixListener, error) {
 	path := filepath.Join(dir, socketName)
 	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {

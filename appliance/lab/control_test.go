@@ -27,16 +27,16 @@ func connect(t *testing.T) (clientEnd, keeperEnd *net.UnixConn) {
 	return ends[0], ends[1]
 }
 
-func TestOrderArrives(t *testing.T) {
+func TestRequestArrives(t *testing.T) {
 	for _, length := range []int{1, 100_000} { // in one piece, and in many
 		c, k := connect(t)
 		r, w, err := os.Pipe()
 		must(t, err)
 		defer r.Close()
-		want := &order{Do: doExec, Where: "n1", Command: &Command{Args: []string{strings.Repeat("x", length)}, Terminal: true}}
+		want := &request{Do: doExec, Where: "n1", Command: &Command{Args: []string{strings.Repeat("x", length)}, Terminal: true}}
 		sent := make(chan error, 1)
 		go func() { sent <- send(c, want, []*os.File{w, r, w}) }()
-		got, files, _, err := readOrder(k)
+		got, files, _, err := readRequest(k)
 		must(t, err)
 		must(t, <-sent)
 		if !reflect.DeepEqual(got, want) {
@@ -59,7 +59,7 @@ func TestOrderArrives(t *testing.T) {
 	}
 }
 
-func TestOrderIsBounded(t *testing.T) {
+func TestRequestIsBounded(t *testing.T) {
 	c, k := connect(t)
 	go func() {
 		c.Write([]byte(`{"do":"`))
@@ -67,14 +67,14 @@ func TestOrderIsBounded(t *testing.T) {
 			_, err = c.Write(make([]byte, 64<<10))
 		}
 	}()
-	if _, _, _, err := readOrder(k); err == nil || !strings.Contains(err.Error(), "more than") {
-		t.Errorf("an order without end: %v", err)
+	if _, _, _, err := readRequest(k); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("a request without end: %v", err)
 	}
 	k.Close()
 }
 
-// FuzzOrder: whatever arrives is an order or an error.
-func FuzzOrder(f *testing.F) {
+// FuzzRequest: whatever arrives is a request or an error.
+func FuzzRequest(f *testing.F) {
 	f.Add([]byte(`{"do":"cut","where":"n1","network":"both","how":"cable"}` + "\n"))
 	f.Add([]byte(`{"do":"partition","groups":[["n1"],null]}` + "\n9\n"))
 	f.Add([]byte("{}"))
@@ -88,9 +88,9 @@ func FuzzOrder(f *testing.F) {
 			t.Fatal(err)
 		}
 		c.Close()
-		o, files, r, err := readOrder(k)
-		if (o == nil) == (err == nil) || (r == nil) == (err == nil) || len(files) > 0 {
-			t.Errorf("order %v, %d files, reader %v, error %v", o, len(files), r, err)
+		q, files, r, err := readRequest(k)
+		if (q == nil) == (err == nil) || (r == nil) == (err == nil) || len(files) > 0 {
+			t.Errorf("request %v, %d files, reader %v, error %v", q, len(files), r, err)
 		}
 	})
 }

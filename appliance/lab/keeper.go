@@ -27,8 +27,8 @@ const (
 	reaperLock  = 4
 )
 
-// Keep is the keeper of the lab in dir: it makes the lab, and obeys orders until ctx ends or
-// one is to take it down.
+// Keep is the keeper of the lab in dir: it makes the lab, and answers requests until ctx ends
+// or one is to take it down.
 func Keep(ctx context.Context, dir string) error {
 	unix.CloseOnExec(keeperReady) // or nodes would have them, too
 	unix.CloseOnExec(keeperLock)
@@ -64,7 +64,7 @@ func mine(dir string) (Config, string, error) {
 	return r.Config, r.ID, nil
 }
 
-// keep makes the lab, calls ready, and obeys.
+// keep makes the lab, calls ready, and answers requests.
 func keep(ctx context.Context, c Config, id string, ready func()) (err error) {
 	l, err := newLab(c, id)
 	if err != nil {
@@ -79,14 +79,14 @@ func keep(ctx context.Context, c Config, id string, ready func()) (err error) {
 	if err := l.AwaitReady(ctx); err != nil {
 		return err
 	}
-	socket, err := listenForOrders(c.Dir)
+	socket, err := listenForRequests(c.Dir)
 	if err != nil {
 		return err
 	}
 	ready()
 	ctx, down := context.WithCancel(ctx)
 	defer down()
-	return l.obey(ctx, socket, down)
+	return l.listen(ctx, socket, down)
 }
 
 // startReaper starts a reaper, which outlives this process. It acts when the file that is

@@ -3,7 +3,7 @@
 //
 // Start with [New], which lays the LAN, and [Lab.Start], which runs a node on it. A node is
 // a real 'peerage run' with real VIPs on a real link. [Keep] is a lab that lives in a
-// process of its own, [Client] gives it orders: 'peerage lab' is made of these two.
+// process of its own, [Client] asks it: 'peerage lab' is made of these two.
 //
 //	          198.51.100.0/24            192.0.2.0/24, 2001:db8::/64
 //	world ───────────────────── router ──────┬──────────┬──────┬─── ...

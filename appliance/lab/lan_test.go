@@ -58,7 +58,7 @@ func TestInNamespace(t *testing.T) {
 	t.Run("faults", func(t *testing.T) { testFaults(t, l) })
 	t.Run("the carrier", func(t *testing.T) { testCarrier(t, l) })
 	t.Run("delay", func(t *testing.T) { testDelay(t, l) })
-	t.Run("wrong orders", func(t *testing.T) { testWrongOrders(t, l) })
+	t.Run("wrong use", func(t *testing.T) { testWrongUse(t, l) })
 	t.Run("who has a VIP", func(t *testing.T) { testStatus(t, l) })
 	t.Run("beyond the router", func(t *testing.T) { testRouter(t, l) })
 	t.Run("capture", func(t *testing.T) { testCapture(t, l) })
@@ -254,7 +254,7 @@ func testDelay(t *testing.T, l *Lab) {
 	}
 }
 
-func testWrongOrders(t *testing.T, l *Lab) {
+func testWrongUse(t *testing.T, l *Lab) {
 	nan := 0.0
 	nan /= nan
 	for what, err := range map[string]error{
@@ -355,24 +355,38 @@ func testStatus(t *testing.T, l *Lab) {
 	must(t, l.Cut(client, Public, Cable))
 	expect([]string{"n1", "n2"}, none)
 	must(t, l.Heal(""))
-	c, err := l.Machine(client)
-	must(t, err)
-	must(t, c.Do(func() error {
-		all, err := netlink.NeighList(0, netlink.FAMILY_ALL)
-		for _, e := range all {
-			for _, vip := range n1.VIPs {
-				if e.IP.Equal(vip.AsSlice()) {
-					t.Errorf("the client has learned of %s by what the lab has asked", vip)
-				}
-			}
-		}
-		return err
-	}))
+	testNothingLearned(t, l, n1.VIPs[0])
 	st, err := l.Status(t.Context())
 	must(t, err)
 	if n := st.Machines[0].Node; n == nil || n.Ended != "not started" || len(n.Processes) > 0 {
 		t.Errorf("n1 is %+v, want one that was not started", n)
 	}
+}
+
+// testNothingLearned asks while the client takes another station for the one with the VIP,
+// and heeds all that it is told.
+func testNothingLearned(t *testing.T, l *Lab, vip netip.Addr) {
+	c, err := l.Machine(client)
+	must(t, err)
+	known := net.HardwareAddr{2, 0, 0, 0, 0, 0x99}
+	must(t, c.Do(func() error {
+		link, err := netlink.LinkByName(publicLink)
+		if err != nil {
+			return err
+		}
+		entry := &netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_REACHABLE, IP: vip.AsSlice(), HardwareAddr: known}
+		return errors.Join(setSysctl("net/ipv4/neigh/"+publicLink+"/locktime", "0"), netlink.NeighSet(entry))
+	}))
+	_, err = l.Status(t.Context())
+	must(t, err)
+	must(t, c.Do(func() error {
+		all, err := netlink.NeighList(0, netlink.FAMILY_V4)
+		i := slices.IndexFunc(all, func(e netlink.Neigh) bool { return e.IP.Equal(vip.AsSlice()) })
+		if i < 0 || !slices.Equal(all[i].HardwareAddr, known) {
+			t.Errorf("the client has learned of %s by what the lab has asked: %v", vip, all)
+		}
+		return err
+	}))
 }
 
 // testRouter connects from the world to a VIP, in both families.

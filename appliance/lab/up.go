@@ -211,7 +211,7 @@ func Down(ctx context.Context, dir string) error {
 func takeDown(ctx context.Context, dir string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, downWithin)
 	defer cancel()
-	asked := Client(dir).call(ctx, &order{Do: doDown}, nil, nil, nil)
+	asked := Client(dir).call(ctx, &request{Do: doDown}, nil, nil, nil)
 	f, err := awaitLock(ctx, dir)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return f, err

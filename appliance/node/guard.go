@@ -52,7 +52,8 @@ type guard struct {
 	departures departures
 	orders     atomic.Pointer[ordered] // nil: none were told yet
 	views      *fanout
-	watchdog   *watchdog // nil if there is none; watch tells it
+	shown      chan struct{} // capacity 1: the keeper's status has changed
+	watchdog   *watchdog     // nil if there is none; watch tells it
 
 	look *time.Timer // at the node itself
 
@@ -88,7 +89,7 @@ func newGuard(path string, nf *site.NodeFile, text string, doc *site.Document, d
 	}
 	g := &guard{
 		path: path, nodeFile: nf, command: command, log: log, dir: dir, started: now,
-		keep: make(chan balancing.Settings, 1), changes: make(chan asked, maxChanges), ends: make(chan error, 1),
+		keep: make(chan balancing.Settings, 1), changes: make(chan asked, maxChanges), ends: make(chan error, 1), shown: make(chan struct{}, 1),
 	}
 	g.goBy(text, doc, ring)
 	g.incarnation, g.mark = incarnation, reportMark(nf, doc)
@@ -248,6 +249,9 @@ func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+			g.judge(time.Now())
+			g.tell()
+		case <-g.shown:
 			g.judge(time.Now())
 			g.tell()
 		case <-g.look.C:
@@ -453,6 +457,7 @@ func (g *guard) listen(c *channel) {
 			g.ask(c, *m.Change)
 		case m.Left != nil:
 			g.departures.left(m.Left.VIP)
+			g.views.signal() // at once: the next request may come any moment
 		case m.Orders != nil:
 			g.obey(m.Orders)
 		case m.Set != nil:

@@ -34,6 +34,12 @@ func (g *guard) keeperConfig(link takeover.Link, changed <-chan struct{}) takeov
 			g.mu.Unlock()
 			g.judge(time.Now())
 		},
+		Shown: func() {
+			select {
+			case g.shown <- struct{}{}:
+			default: // there is a signal waiting
+			}
+		},
 		Touched: g.touched,
 		Log:     g.log,
 	}

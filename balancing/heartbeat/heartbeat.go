@@ -132,6 +132,7 @@ type Exchange struct {
 	told     Status    // as in the latest report to all
 	news     bool      // there is something that all peers should know early
 	urgent   bool      // and it is no load
+	freed    bool      // and it is that a VIP is free
 	shown    time.Time // when Changed was last told of a view
 	stale    bool      // the view lacks loads that have come in
 	untold   bool      // Changed was not told of the load of this node that it has
@@ -144,7 +145,8 @@ type Exchange struct {
 }
 
 const (
-	// earliest is the pause between a report and an early one.
+	// earliest is the pause between a report and an early one, but for one that tells of a
+	// VIP that is free now.
 	earliest = 20 * time.Millisecond
 
 	// jump is the change of load that is worth an early report, in points; with a pause of
@@ -295,6 +297,7 @@ func (x *Exchange) Update(f func(*Status)) {
 	switch {
 	case was.says(&s):
 		x.publish(time.Now())
+		x.freed = x.freed || slices.ContainsFunc(was.Held, func(vip netip.Addr) bool { return !slices.Contains(s.Held, vip) })
 		x.tell(true)
 		return
 	case s.Load == was.Load && s.Debit == was.Debit && s.Shed == was.Shed:
@@ -466,7 +469,10 @@ func earlier(a, b time.Time) time.Time {
 func (x *Exchange) pause() time.Duration {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.urgent || x.peers.waiting() {
+	switch {
+	case x.freed:
+		return 0 // until a peer knows, nobody answers for it
+	case x.urgent || x.peers.waiting():
 		return earliest
 	}
 	return jumpPause

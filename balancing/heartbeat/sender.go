@@ -63,7 +63,8 @@ func (s *sender) report(now time.Time, due bool) {
 		x.publish(now)
 	}
 	if all {
-		x.told, x.news, x.urgent, x.light = x.status, false, false, x.status.Load <= x.settings.Light
+		x.told, x.news, x.urgent, x.freed = x.status, false, false, false
+		x.light = x.status.Load <= x.settings.Light
 	}
 	x.mu.Unlock()
 	s.send(r, mode, to, all)

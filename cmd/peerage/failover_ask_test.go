@@ -45,7 +45,7 @@ func echoRequest() question {
 			if err != nil || len(p) < h.Len {
 				return 0, false
 			}
-			m, err := icmp.ParseMessage(int(ipv4.ICMPTypeEcho), p[h.Len:])
+			m, err := icmp.ParseMessage(ipv4.ICMPTypeEchoReply.Protocol(), p[h.Len:])
 			if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
 				return 0, false
 			}
@@ -145,11 +145,12 @@ func (l *lan) ask(t *testing.T, vip netip.Addr, q question) (end func() answered
 // askAway asks until it is told to stop, and returns the longest time between two questions.
 func askAway(c net.Conn, q question, a *questions, stop <-chan struct{}) (stall time.Duration) {
 	// On a thread that goes before others, if it may: a client that is late sees outages
-	// that there are not. What this thread starts is ordinary.
-	runtime.LockOSThread() // it ends with the goroutine
-	unix.SchedSetAttr(0, &unix.SchedAttr{
-		Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 5, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
-	}, 0)
+	// that there are not. It must not end, for the kernel ends with it what it once started
+	// (PDEATHSIG): nodes, perhaps.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	schedule(unix.SCHED_FIFO, 5)
+	defer schedule(unix.SCHED_NORMAL, 0)
 	last := time.Now()
 	for number := uint16(0); ; number++ {
 		now := time.Now()
@@ -171,4 +172,11 @@ func askAway(c net.Conn, q question, a *questions, stop <-chan struct{}) (stall 
 			unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &nap, nil)
 		}
 	}
+}
+
+// schedule gives the calling thread a priority, if it may, and nothing to what it starts.
+func schedule(policy, priority uint32) {
+	unix.SchedSetAttr(0, &unix.SchedAttr{
+		Size: unix.SizeofSchedAttr, Policy: policy, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
+	}, 0)
 }

@@ -19,24 +19,40 @@ type figure struct{ median, p90, max float64 }
 
 func (f figure) String() string { return fmt.Sprintf("%.0f / %.0f / %.0f", f.median, f.p90, f.max) }
 
-// summary returns the figure that what gives of all outcomes of a contestant with a fault, and
-// how many those are.
-func summary(outcomes []outcome, contestant, fault string, what func(outcome) float64) (f figure, n int) {
-	var all []float64
-	for _, t := range outcomes {
-		if t.Contestant == contestant && t.Fault == fault {
-			all = append(all, what(t))
+// counted returns the outcomes that count of a contestant with a fault, "" for none.
+func counted(outcomes []outcome, contestant, fault string) (all []outcome) {
+	for _, o := range outcomes {
+		if o.Contestant == contestant && o.Fault == fault && !o.Discarded {
+			all = append(all, o)
 		}
 	}
-	if n = len(all); n == 0 {
-		return figure{}, 0
+	return all
+}
+
+// summary returns the figure that what gives of all of the outcomes, at least one.
+func summary(outcomes []outcome, what func(outcome) float64) figure {
+	var all []float64
+	for _, o := range outcomes {
+		all = append(all, what(o))
 	}
 	slices.Sort(all)
+	n := len(all)
 	return figure{
 		median: (all[(n-1)/2] + all[n/2]) / 2,
 		p90:    all[int(math.Ceil(0.9*float64(n)))-1], // the nearest rank
 		max:    all[n-1],
-	}, n
+	}
+}
+
+// endless reports whether two answered to the end in most of the outcomes.
+func endless(outcomes []outcome) bool {
+	n := 0
+	for _, o := range outcomes {
+		if o.Endless {
+			n++
+		}
+	}
+	return 2*n > len(outcomes)
 }
 
 // failoverTables writes what is in docs/benchmarks.md.
@@ -52,48 +68,61 @@ func failoverTables(w io.Writer, outcomes []outcome) error {
 	for _, table := range []struct {
 		title string
 		what  func(outcome) float64
+		marks func([]outcome) bool
 	}{
-		{"service dark", func(t outcome) float64 { return t.Service }},
-		{"address dark", func(t outcome) float64 { return t.Address }},
-		{"two answer ARP", func(t outcome) float64 { return t.Double }},
-		{"lost in the 8 s after", func(t outcome) float64 { return t.HealLost }},
-		{"two answer ARP then", func(t outcome) float64 { return t.HealTwo }},
+		{"service dark", func(o outcome) float64 { return o.Service }, nil},
+		{"address dark", func(o outcome) float64 { return o.Address }, nil},
+		{"two answer ARP", func(o outcome) float64 { return o.Double }, endless},
+		{"lost in the 8 s after", func(o outcome) float64 { return o.HealLost }, nil},
+		{"two answer ARP then", func(o outcome) float64 { return o.HealTwo }, nil},
 	} {
 		row(table.title, func(c string) string { return c })
 		row("---", func(string) string { return "---" })
 		for _, f := range failures {
 			row(f.name, func(c string) string {
-				if figure, n := summary(outcomes, c, f.name, table.what); n > 0 {
-					return figure.String()
+				all := counted(outcomes, c, f.name)
+				if len(all) == 0 {
+					return "–"
 				}
-				return "–"
+				text := summary(all, table.what).String()
+				if table.marks != nil && table.marks(all) {
+					text += " …"
+				}
+				return text
 			})
 		}
 		b.WriteByte('\n')
 	}
 	row("CPU of an idle node, % of a core", func(c string) string {
-		f, _ := summary(outcomes, c, "", func(t outcome) float64 { return t.CPU })
-		return fmt.Sprintf("%.2f", f.median)
-	})
-	var loads, stalls []float64
-	fewest := math.MaxInt
-	for _, t := range outcomes {
-		loads, stalls = append(loads, t.Load), append(stalls, t.Stall)
-	}
-	for _, c := range contestants {
-		for _, f := range failures {
-			_, n := summary(outcomes, c.name, f.name, func(outcome) float64 { return 0 })
-			fewest = min(fewest, n)
+		if all := counted(outcomes, c, ""); len(all) > 0 {
+			return fmt.Sprintf("%.2f", summary(all, func(o outcome) float64 { return o.CPU }).median)
 		}
-	}
-	if len(outcomes) > 0 {
-		slices.Sort(loads)
-		slices.Sort(stalls)
-		fmt.Fprintf(&b, "\nMilliseconds, median / 90th percentile / largest of %d outcomes or more; load of the machine %.1f to %.1f, median %.1f; the client was late by %.0f ms at most, %.0f ms in 19 of 20 outcomes.\n",
-			fewest, loads[0], loads[len(loads)-1], loads[len(loads)/2], stalls[len(stalls)-1], stalls[(len(stalls)-1)*19/20])
-	}
+		return "–"
+	})
+	b.WriteString(failoverNotes(outcomes))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// failoverNotes says how far the tables can be trusted.
+func failoverNotes(outcomes []outcome) string {
+	all := slices.DeleteFunc(slices.Clone(outcomes), func(o outcome) bool { return o.Discarded })
+	if len(all) == 0 {
+		return ""
+	}
+	fewest, most := math.MaxInt, 0
+	for _, c := range contestants {
+		for _, f := range failures {
+			n := len(counted(all, c.name, f.name))
+			fewest, most = min(fewest, n), max(most, n)
+		}
+	}
+	load, late := summary(all, func(o outcome) float64 { return o.Load }), summary(all, func(o outcome) float64 { return o.Late })
+	return fmt.Sprintf(`
+Milliseconds: median / 90th percentile / largest of %d to %d failures. … : two still answered when
+the failure was mended, 4 s after it began. The client was late by %s ms; %d failures in which it was late by more
+than %d ms were tried again. Load of the machine %.1f / %.1f / %.1f.
+`, fewest, most, late, len(outcomes)-len(all), tooLate.Milliseconds(), load.median, load.p90, load.max)
 }
 
 // failoverPicture is what the template draws; places and sizes in pixels.
@@ -180,22 +209,26 @@ func failoverChart(w io.Writer, outcomes []outcome) error {
 		band := failoverBand{Y: bandTop + bandHeight*i, Odd: i%2 == 1, Name: f.name}
 		band.Middle = band.Y + bandHeight/2
 		for k, c := range contestants {
-			mark := func(what func(outcome) float64, at func(float64) float64) {
-				f, n := summary(outcomes, c.name, f.name, what)
-				if n == 0 {
+			mark := func(what func(outcome) float64, at func(float64) float64, marks func([]outcome) bool) {
+				all := counted(outcomes, c.name, f.name)
+				if len(all) == 0 {
 					return
 				}
+				f := summary(all, what)
 				text := fmt.Sprintf("%.0f", f.median)
 				if math.Round(f.max) > math.Round(f.median) {
 					text += fmt.Sprintf(" – %.0f", f.max)
+				}
+				if marks != nil && marks(all) {
+					text += " …"
 				}
 				band.Marks = append(band.Marks, failoverMark{
 					Y: band.Y + 16 + 16*k, Series: k, Square: k%2 == 1,
 					From: at(f.median), To: at(f.max), End: at(f.max) + 9, Text: text,
 				})
 			}
-			mark(func(t outcome) float64 { return t.Service }, dark)
-			mark(func(t outcome) float64 { return max(t.Double, t.HealTwo) }, two)
+			mark(func(o outcome) float64 { return o.Service }, dark, nil)
+			mark(func(o outcome) float64 { return o.Double }, two, endless)
 		}
 		p.Bands = append(p.Bands, band)
 	}
@@ -230,24 +263,24 @@ var failoverDrawing = template.Must(template.New("failover").Parse(`<svg xmlns="
 {{range .Ticks}}<path class="grid" d="M{{.X}} 100V{{$bottom}}"/><text class="dim" x="{{.X}}" y="{{$bottom}}" dy="18" text-anchor="middle">{{.Text}}</text>
 {{end}}{{end}}{{range .Bands}}<text class="ink" x="16" y="{{.Middle}}" dy="4" font-size="12">{{.Name}}</text>
 {{range .Marks}}<path class="s{{.Series}}" d="M{{.From}} {{.Y}}H{{.To}}" stroke-width="2"/>{{if .Square}}<rect class="s{{.Series}}" x="{{.From}}" y="{{.Y}}" width="8" height="8" transform="translate(-4 -4)"/>{{else}}<circle class="s{{.Series}}" cx="{{.From}}" cy="{{.Y}}" r="4.5"/>{{end}}<text class="dim" x="{{.End}}" y="{{.Y}}" dy="4" font-size="10">{{.Text}}</text>
-{{end}}{{end}}<text class="dim" x="16" y="{{.Height}}" dy="-10" font-size="10">Milliseconds; 5 is the pause between two questions. Two machines that answer are counted for 4 s from the failure, and after it was mended.</text>
+{{end}}{{end}}<text class="dim" x="16" y="{{.Height}}" dy="-10" font-size="10">Milliseconds; 5 is the pause between two questions. Failures last for 4 s. … : two machines answer until the failure is mended.</text>
 </svg>
 `))
 
 func TestSummary(t *testing.T) {
-	var outcomes []outcome
+	outcomes := []outcome{{Contestant: "c", Fault: "f", Service: 99, Discarded: true}}
 	for _, ms := range []float64{7, 1, 9, 3, 5, 2, 8, 4, 10, 6} {
 		outcomes = append(outcomes, outcome{Contestant: "c", Fault: "f", Service: ms}, outcome{Contestant: "c", Fault: "g", Service: 99})
 	}
-	service := func(t outcome) float64 { return t.Service }
-	if got, n := summary(outcomes, "c", "f", service); n != 10 || got != (figure{5.5, 9, 10}) {
-		t.Errorf("%d outcomes: %v, want 10: 5.5, 9, 10", n, got)
+	service := func(o outcome) float64 { return o.Service }
+	if got := summary(counted(outcomes, "c", "f"), service); got != (figure{5.5, 9, 10}) {
+		t.Errorf("got %v, want 5.5, 9, 10", got)
 	}
-	if got, n := summary(outcomes[:1], "c", "f", service); n != 1 || got != (figure{7, 7, 7}) {
-		t.Errorf("%d outcomes: %v, want 1 of 7", n, got)
+	if got := summary(outcomes[1:2], service); got != (figure{7, 7, 7}) {
+		t.Errorf("got %v, want thrice 7", got)
 	}
-	if _, n := summary(outcomes, "d", "f", service); n != 0 {
-		t.Errorf("%d outcomes of nobody", n)
+	if got := counted(outcomes, "d", "f"); got != nil {
+		t.Errorf("outcomes of nobody: %v", got)
 	}
 }
 
@@ -273,7 +306,7 @@ func TestFailoverReport(t *testing.T) {
 	for i, c := range contestants {
 		outcomes = append(outcomes, outcome{Contestant: c.name, CPU: 1.25})
 		for j, f := range failures[1:] { // the first has not happened yet
-			outcomes = append(outcomes, outcome{Contestant: c.name, Fault: f.name, Service: float64(100*i + j), Double: 4000})
+			outcomes = append(outcomes, outcome{Contestant: c.name, Fault: f.name, Service: float64(100*i + j), Double: 900, Endless: true})
 		}
 	}
 	var tables, chart bytes.Buffer
@@ -284,6 +317,7 @@ func TestFailoverReport(t *testing.T) {
 		"| service dark | Peerage, 500 ms | keepalived, 1 s | Peerage, 50 ms | keepalived, 0.1 s |",
 		"| power loss | – | – | – | – |",
 		"| partition | 1 / 1 / 1 | 101 / 101 / 101 | 201 / 201 / 201 | 301 / 301 / 301 |",
+		"| partition | 900 / 900 / 900 … | 900 / 900 / 900 … | 900 / 900 / 900 … | 900 / 900 / 900 … |",
 		"| CPU of an idle node, % of a core | 1.25 | 1.25 | 1.25 | 1.25 |",
 	} {
 		if !strings.Contains(tables.String(), row+"\n") {
@@ -293,7 +327,7 @@ func TestFailoverReport(t *testing.T) {
 	if err := xml.Unmarshal(chart.Bytes(), new(struct{})); err != nil {
 		t.Errorf("the chart is no XML: %v", err)
 	}
-	for _, text := range []string{"stopped in order", "keepalived, 0.1 s", ">301<", ">4000<"} {
+	for _, text := range []string{"stopped in order", "keepalived, 0.1 s", ">301<", ">900 …<"} {
 		if !strings.Contains(chart.String(), text) {
 			t.Errorf("%q is not in the chart", text)
 		}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -33,13 +32,13 @@ type contestant interface {
 
 // contestants take part in turns, each with a LAN of its own.
 var contestants = []struct {
-	name string
-	join func(*lan) contestant
+	name, test string
+	join       func(*lan) contestant
 }{
-	{"Peerage, 500 ms", func(l *lan) contestant { return newPeerageSite(l, 500*time.Millisecond) }},
-	{"keepalived, 1 s", func(l *lan) contestant { return newKeepalivedSite(l, 2, "1") }},
-	{"Peerage, 50 ms", func(l *lan) contestant { return newPeerageSite(l, 50*time.Millisecond) }},
-	{"keepalived, 0.1 s", func(l *lan) contestant { return newKeepalivedSite(l, 3, "0.1") }},
+	{"Peerage, 500 ms", "peerage-500ms", func(l *lan) contestant { return newPeerageSite(l, 500*time.Millisecond) }},
+	{"keepalived, 1 s", "keepalived-1s", func(l *lan) contestant { return newKeepalivedSite(l, 2, "1") }},
+	{"Peerage, 50 ms", "peerage-50ms", func(l *lan) contestant { return newPeerageSite(l, 50*time.Millisecond) }},
+	{"keepalived, 0.1 s", "keepalived-100ms", func(l *lan) contestant { return newKeepalivedSite(l, 3, "0.1") }},
 }
 
 // failures are what befalls the holder of a VIP. Begin returns what mends it.
@@ -84,6 +83,14 @@ const (
 	healedFor = 8 * time.Second
 	idleFor   = 20 * time.Second
 
+	// A client that is late by more than tooLate sees outages that there are not. Then the
+	// failure is tried again, this often at most.
+	tooLate = 50 * time.Millisecond
+	tries   = 3
+
+	// stillDouble is long enough for the watchers to see who answers.
+	stillDouble = 3 * watchGap
+
 	// longestPhase is that of the longest timer of a contestant: a fault comes at any point
 	// of it.
 	longestPhase = time.Second
@@ -102,14 +109,16 @@ type outcome struct {
 	Contestant string `json:"contestant"`
 	Fault      string `json:"fault"`
 
-	Address  float64 `json:"address_ms"`  // longest time without an echo of the VIP
-	Service  float64 `json:"service_ms"`  // and without an answer of the service on it
-	Double   float64 `json:"double_ms"`   // for so long two stations answered ARP for it
-	HealLost float64 `json:"heal_ms"`     // the service did not answer in the 8 s after the fault
-	HealDark float64 `json:"heal_dark"`   // longest part of it
-	HealTwo  float64 `json:"heal_double"` // two answered ARP then
-	Stall    float64 `json:"stall_ms"`    // longest time in which this machine did not let the client ask
-	Load     float64 `json:"load"`        // of this machine
+	Address   float64 `json:"address_ms"`     // longest time without an echo of the VIP
+	Service   float64 `json:"service_ms"`     // and without an answer of the service on it
+	Double    float64 `json:"double_ms"`      // for so long two stations answered ARP for it
+	Endless   bool    `json:"endless"`        // and still did so when the failure was mended
+	HealLost  float64 `json:"heal_ms"`        // the service did not answer in the 8 s after that
+	HealDark  float64 `json:"heal_dark_ms"`   // longest part of it
+	HealTwo   float64 `json:"heal_double_ms"` // two answered ARP then
+	Late      float64 `json:"late_ms"`        // longest time in which this machine did not let the client ask
+	Load      float64 `json:"load"`           // of this machine
+	Discarded bool    `json:"discarded"`      // the client was late by so much that it is not counted
 
 	CPU float64 `json:"cpu_percent,omitempty"` // of one core, of an idle node; then it is nothing else
 
@@ -142,9 +151,9 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	for round := range rounds {
-		t.Run(fmt.Sprintf("round %d", round+1), func(t *testing.T) {
+		t.Run(fmt.Sprintf("round-%d", round+1), func(t *testing.T) {
 			for _, c := range contestants {
-				t.Run(c.name, func(t *testing.T) { compete(t, c.name, c.join, round == 0, note) })
+				t.Run(c.test, func(t *testing.T) { compete(t, c.name, c.join, round == 0, note) })
 			}
 		})
 	}
@@ -221,13 +230,19 @@ func compete(t *testing.T, name string, join func(*lan) contestant, idle bool, n
 	f.beyond = l.newWatcher("beyond", "2001:db8::fd", apart(public))
 	for _, c := range failures {
 		t.Run(c.name, func(t *testing.T) {
-			tr := f.try(t, c.begin)
-			tr.Contestant, tr.Fault = name, c.name
-			note(tr)
-			t.Logf("dark: address %.0f ms, service %.0f ms; two answer %.0f ms; afterwards %.0f ms lost, two answer %.0f ms; client late by %.0f ms",
-				tr.Address, tr.Service, tr.Double, tr.HealLost, tr.HealTwo, tr.Stall)
+			for try := range tries {
+				tr := f.try(t, c.begin)
+				tr.Contestant, tr.Fault = name, c.name
+				tr.Discarded = tr.Late > milliseconds(tooLate) && try < tries-1
+				note(tr)
+				t.Logf("dark: address %.0f ms, service %.0f ms; two answer %.0f ms; afterwards %.0f ms lost, two answer %.0f ms; client late by %.0f ms",
+					tr.Address, tr.Service, tr.Double, tr.HealLost, tr.HealTwo, tr.Late)
+				f.awaitHome()
+				if !tr.Discarded {
+					break
+				}
+			}
 		})
-		f.awaitHome()
 	}
 }
 
@@ -246,6 +261,7 @@ func (f *failover) try(t *testing.T, begin func(*failover) func()) (tr outcome) 
 	tr.Address, tr.Service = milliseconds(a.outage), milliseconds(s.outage)
 	mended := time.Now()
 	tr.Double = milliseconds(f.double(span{from: tr.At, to: mended}))
+	tr.Endless = f.double(span{from: mended.Add(-stillDouble), to: mended}) > 0
 
 	service = f.ask(t, vip, f.site.question())
 	mended = time.Now()
@@ -254,7 +270,7 @@ func (f *failover) try(t *testing.T, begin func(*failover) func()) (tr outcome) 
 	h := service()
 	tr.HealLost, tr.HealDark = milliseconds(h.lost), milliseconds(h.outage)
 	tr.HealTwo = milliseconds(f.double(span{from: mended, to: time.Now()}))
-	tr.Stall = milliseconds(max(a.stall, s.stall, h.stall))
+	tr.Late = milliseconds(max(a.stall, s.stall, h.stall))
 	tr.Log = f.events(marks)
 	return tr
 }
@@ -388,20 +404,22 @@ func (f *failover) idle() float64 {
 	return 100 * (spent() - before).Seconds() / idleFor.Seconds()
 }
 
-// processTime is the time on a CPU that a process has had.
-func processTime(t *testing.T, pid int) time.Duration {
+// processTime is the time on a CPU that the threads of a process have had, to the nanosecond:
+// utime and stime count hundredths of a second.
+func processTime(t *testing.T, pid int) (spent time.Duration) {
 	t.Helper()
-	text := readFile(t, fmt.Sprintf("/proc/%d/stat", pid))
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	var ticks time.Duration
-	for _, f := range fields[11:13] { // utime and stime: 14 and 15 of proc(5)
-		n, err := strconv.Atoi(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ticks += time.Duration(n)
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("threads of process %d: %v", pid, threads)
 	}
-	return ticks * (time.Second / 100) // USER_HZ, on all architectures that we know
+	for _, name := range threads {
+		var ns int64
+		if _, err := fmt.Sscan(readFile(t, name), &ns); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		spent += time.Duration(ns)
+	}
+	return spent
 }
 
 // machineLoad is how many processes wanted to run during the last minute.

@@ -124,7 +124,7 @@ func (c labUpCmd) Run(ctx context.Context, s *streams) error {
 	return running.Wait(ctx)
 }
 
-// command is the beginning of a line that gives this lab an order.
+// command returns the line that runs a verb for this lab.
 func (a *labAt) command() func(rest string) string {
 	name := os.Args[0]
 	if wd, err := os.Getwd(); err == nil && filepath.IsAbs(name) {
@@ -611,7 +611,11 @@ type labEnterCmd struct {
 	Command []string `arg:"" passthrough:""`
 }
 
-func (c labEnterCmd) Run(_ context.Context, s *streams) error {
+func (c labEnterCmd) Run(ctx context.Context, s *streams) error {
+	signal.Reset() // from now on they are for the program
+	if ctx.Err() != nil {
+		return exitStatus(128 + int(syscall.SIGTERM))
+	}
 	status, err := lab.Enter(c.Dir, c.Command)
 	fmt.Fprintln(s.err, "peerage lab:", err)
 	return exitStatus(status)

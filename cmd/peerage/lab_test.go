@@ -120,7 +120,7 @@ func (u *labUser) left() string {
 	return ""
 }
 
-// TestLab is a lab as root has it, from the first order to the last.
+// TestLab is a lab as root has it, from beginning to end.
 func TestLab(t *testing.T) {
 	u := newLabUser(t)
 	links, err := net.Interfaces()
@@ -308,7 +308,7 @@ func (u *labUser) reapers() (pids []int) {
 	return pids
 }
 
-// TestLabWithoutPrivileges is a lab of a user who is nobody: each order comes from a user
+// TestLabWithoutPrivileges is a lab of a user who is nobody: each command comes from a user
 // namespace in which it has no capabilities.
 func TestLabWithoutPrivileges(t *testing.T) {
 	u := newLabUser(t)

@@ -103,6 +103,8 @@ type lan struct {
 	client *namespace
 	nodes  []*lanNode
 	taps   map[string]*tap // by bridge
+
+	blocked []string // rules of what the bridges drop
 }
 
 // lanNode is a machine, and the node that runs on it.

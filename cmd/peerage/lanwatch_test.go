@@ -52,17 +52,25 @@ func (l *lan) addRouter() {
 }
 
 // block has the bridges drop what the rules of nftables say, until the returned function is
-// called. One at a time.
+// called.
 func (l *lan) block(t *testing.T, rules ...string) (pass func()) {
 	t.Helper()
-	l.filter(t, "table bridge test { chain forward { type filter hook forward priority 0; "+strings.Join(rules, "; ")+"; }; }")
-	return func() { l.filter(t, "delete table bridge test") }
+	l.blocked = append(l.blocked, rules...)
+	l.filter(t)
+	return func() {
+		for _, r := range rules {
+			i := slices.Index(l.blocked, r)
+			l.blocked = slices.Delete(l.blocked, i, i+1)
+		}
+		l.filter(t)
+	}
 }
 
-func (l *lan) filter(t *testing.T, text string) {
+func (l *lan) filter(t *testing.T) {
 	t.Helper()
 	cmd := exec.Command("nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(text)
+	cmd.Stdin = strings.NewReader("table bridge test\ndelete table bridge test\n" +
+		"table bridge test { chain forward { type filter hook forward priority 0; " + strings.Join(l.blocked, "; ") + "; }; }")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("nft: %v\n%s", err, out)
 	}
@@ -298,6 +306,17 @@ func (w *watcher) outage(vip netip.Addr, since time.Time) (longest time.Duration
 		}
 	}
 	return longest
+}
+
+// unanswered returns how many questions for a VIP have had no answer by now.
+func (w *watcher) unanswered(vip netip.Addr) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.seen[vip]
+	if !s.open {
+		return 0
+	}
+	return s.dark[len(s.dark)-1].asked
 }
 
 // maxDouble is how long two stations may answer for one VIP on a LAN that is whole.

@@ -264,7 +264,7 @@ func (g *guarded) tryDrops(t *testing.T) {
 			}
 			return true
 		})
-		g.awaitReports(10)
+		g.awaitReports(5)
 		for _, n := range g.nodes {
 			for _, vip := range n.vips {
 				if names := g.near.answering(vip, x.began); !slices.Equal(names, []string{n.name}) {

@@ -47,22 +47,38 @@ func NewLAN(probeTime time.Duration) *LAN {
 func (l *LAN) Host(name string) *Fake {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &Fake{lan: l, name: name, until: make(map[netip.Addr]time.Time)}
+	f := &Fake{lan: l, name: name, segment: -1, until: make(map[netip.Addr]time.Time)}
 	l.hosts = append(l.hosts, f)
 	return f
 }
 
-// Holders returns the names of the hosts that answer for vip.
-func (l *LAN) Holders(vip netip.Addr) []string {
+// Split parts the network: the hosts of each group reach each other, and those that none
+// names do so as well. Without groups it is whole again.
+func (l *LAN) Split(groups ...[]string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.holders(vip)
+	for _, f := range l.hosts {
+		f.segment = slices.IndexFunc(groups, func(g []string) bool { return slices.Contains(g, f.name) })
+	}
 }
 
-func (l *LAN) holders(vip netip.Addr) (names []string) {
+// Holders returns the names of the hosts that answer for vip.
+func (l *LAN) Holders(vip netip.Addr) (names []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, f := range l.hosts {
 		if f.answers(vip) {
 			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+// others returns the names of those that answer f for vip.
+func (f *Fake) others(vip netip.Addr) (names []string) {
+	for _, g := range f.lan.hosts {
+		if g != f && g.segment == f.segment && g.answers(vip) {
+			names = append(names, g.name)
 		}
 	}
 	return names
@@ -96,12 +112,13 @@ type Fake struct {
 	name string
 
 	// Guarded by lan.mu.
-	addrs []netip.Addr             // sorted
-	until map[netip.Addr]time.Time // when each lapses unless it is added again
-	down  bool
-	fault error
-	fence time.Duration // lease of its fence; 0 for none
-	saw   func(takeover.Sighting)
+	addrs   []netip.Addr             // sorted
+	until   map[netip.Addr]time.Time // when each lapses unless it is added again
+	segment int                      // of the network; hosts of one reach each other
+	down    bool
+	fault   error
+	fence   time.Duration // lease of its fence; 0 for none
+	saw     func(takeover.Sighting)
 }
 
 var _ takeover.Link = (*Fake)(nil)
@@ -155,7 +172,7 @@ func (f *Fake) Add(ctx context.Context, vip netip.Addr) error {
 			return nil
 		}
 		too := ""
-		if others := f.lan.holders(vip); others != nil {
+		if others := f.others(vip); others != nil {
 			too = ", as do " + strings.Join(others, " ")
 		}
 		f.addrs = slices.Insert(f.addrs, i, vip)
@@ -187,8 +204,7 @@ func (f *Fake) Announce(ctx context.Context, vip netip.Addr) error {
 func (f *Fake) Probe(ctx context.Context, vip netip.Addr) (bool, error) {
 	answered := false
 	look := func() error {
-		others := f.lan.holders(vip)
-		answered = slices.ContainsFunc(others, func(name string) bool { return name != f.name })
+		answered = f.others(vip) != nil
 		return nil
 	}
 	if err := f.call(ctx, look); answered || err != nil {

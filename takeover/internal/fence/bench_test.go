@@ -108,11 +108,19 @@ func BenchmarkRoundTrip(b *testing.B) {
 					}
 				}()
 				buf := make([]byte, 64)
+				n := 0
 				for b.Loop() {
-					_, err := client.Write(buf)
-					must(b, err)
-					_, err = client.Read(buf)
-					must(b, err)
+					n++
+					for {
+						_, err := client.Write(buf)
+						must(b, err)
+						client.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+						_, err = client.Read(buf)
+						if err == nil {
+							break
+						}
+						b.Log("LOST at ", n, err)
+					}
 				}
 			})
 		}
