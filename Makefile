@@ -4,6 +4,7 @@ GO    ?= go
 TOOL  := $(GO) tool -modfile=.ci/tools.mod
 BIN   := bin/peerage
 T     ?= 30s
+N     ?= 10
 
 # Debian packages that the tests use: real clients, and a C compiler for the race
 # detector.
@@ -12,11 +13,14 @@ PACKAGES := curl bind9-dnsutils gcc libc6-dev
 # The browsers that the browser tests drive, and certutil, which makes them trust a CA.
 BROWSERS := chromium firefox-esr libnss3-tools
 
+# What Peerage is compared with.
+RIVALS := keepalived
+
 FUZZ = $(shell grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 .PHONY: build
 build: ## build bin/peerage
@@ -61,16 +65,25 @@ chaos: packages ## five nodes on a LAN under random faults for T (30s)
 bench: ## run every benchmark, for docs/benchmarks.md
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: bench-failover
+# Only as root the nodes have the priority that they have on a machine of their own.
+bench-failover: rivals ## Peerage beside keepalived: the holder of a VIP fails N (10) times in each way
+	@mkdir -p bin && rm -f bin/failover.json
+	@apart=; test "$$(id -u)" != 0 || apart='unshare --net --mount env PEERAGE_TEST_NAMESPACE=1'; \
+	PEERAGE_FAILOVER=$(N) PEERAGE_FAILOVER_JSON=$(CURDIR)/bin/failover.json PEERAGE_FAILOVER_CHART=$(CURDIR)/docs/failover.svg \
+		$(GO) test -v -run '^TestFailover$$' -timeout 24h -exec "$$apart" ./cmd/peerage
+
 .PHONY: cover
 cover: packages browser ## coverage of the tests, a line a function
 	$(GO) test -coverprofile=bin/cover.out -coverpkg=./... ./...
 	$(GO) tool cover -func=bin/cover.out
 
 # Installs the packages that are missing, and only then asks for root.
-.PHONY: packages browser
+.PHONY: packages browser rivals
 packages: WANTED := $(PACKAGES)
 browser: WANTED := $(BROWSERS)
-packages browser:
+rivals: WANTED := $(RIVALS)
+packages browser rivals:
 	@command -v dpkg-query >/dev/null || { echo "not a Debian-like machine: install by hand what is missing of: $(WANTED)"; exit 0; }; \
 	missing=; for p in $(WANTED); do \
 		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \

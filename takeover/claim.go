@@ -13,7 +13,33 @@ import (
 // mayHold reports whether this node may go on holding e: because it serves, or as a last
 // resort.
 func (k *Keeper) mayHold(e *vip) bool {
-	return e.Node == k.cfg.Self && e.Reason != ReasonWaiting
+	return e.Node == k.cfg.Self && e.Reason != ReasonWaiting || time.Now().Before(e.regain)
+}
+
+// orphanedAfter is how long a VIP that was let go in order may be with nobody. Then the node
+// that was to have it does not know that, or cannot.
+func (k *Keeper) orphanedAfter() time.Duration {
+	return max(time.Second, 2*k.cfg.View().Settings.Period)
+}
+
+// regainFor is for how long an orphan is regained the first time; each further time is
+// twice as long, up to 2^regainMost times.
+const (
+	regainFor  = 2 * time.Second
+	regainMost = 5
+)
+
+// adopt regains what this node has let go and nobody holds.
+func (k *Keeper) adopt(v *balancing.View) {
+	me, now := v.Me(), time.Now()
+	for _, e := range k.vips {
+		if e.let.IsZero() || e.Node == "" || e.Node == k.cfg.Self || me == nil || !me.Serves() || now.Sub(e.let) < k.orphanedAfter() {
+			continue
+		}
+		e.let, e.regain = time.Time{}, now.Add(regainFor<<min(e.tries, regainMost))
+		e.tries++
+		k.cfg.Log.Warn("vip regained", "vip", e.VIP, "peer", e.Node, "reason", "the peer that is to have it has not claimed it")
+	}
 }
 
 // mayClaim reports whether this node should claim e now: it is planned here, and no peer
@@ -39,7 +65,11 @@ func (k *Keeper) release(ctx context.Context, e *vip) {
 		return
 	}
 	delete(k.on, e.VIP)
-	*e = vip{Assignment: e.Assignment, from: e.from}
+	next := vip{Assignment: e.Assignment, from: e.from}
+	if !e.going.IsZero() {
+		next.let, next.tries = time.Now(), e.tries
+	}
+	*e = next
 	k.cfg.Log.Info("vip released", "vip", e.VIP, "reason", e.Reason, "peer", e.Node)
 }
 
@@ -83,7 +113,7 @@ func (k *Keeper) claim(ctx context.Context, v *balancing.View) {
 			continue
 		}
 		k.on[e.VIP] = true
-		*e = vip{Assignment: e.Assignment, renew: time.Now().Add(RenewEvery), claimedAt: time.Now()}
+		*e = vip{Assignment: e.Assignment, renew: time.Now().Add(RenewEvery), claimedAt: time.Now(), regain: e.regain, tries: e.tries}
 		k.cfg.Log.Info("vip claimed", "vip", e.VIP, "reason", e.Reason, "peer", v.Home(e.VIP).ID)
 	}
 }

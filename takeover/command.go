@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -45,6 +46,26 @@ func WithCommand(l Link, path string, log *slog.Logger) *CommandLink {
 		Link: l, path: path, log: log, changed: make(chan struct{}, 1),
 		here: map[netip.Addr]bool{}, told: map[netip.Addr]bool{},
 	}
+}
+
+// Addrs implements [Link]. What the kernel has taken away is gone for the program too.
+func (c *CommandLink) Addrs(ctx context.Context) ([]netip.Addr, error) {
+	on, err := c.Link.Addrs(ctx)
+	if err != nil {
+		return on, err
+	}
+	c.mu.Lock()
+	var gone []netip.Addr
+	for vip, here := range c.here {
+		if here && !slices.Contains(on, vip) {
+			gone = append(gone, vip)
+		}
+	}
+	c.mu.Unlock()
+	for _, vip := range gone {
+		c.note(vip, false)
+	}
+	return on, nil
 }
 
 // Add implements [Link].

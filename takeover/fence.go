@@ -15,6 +15,7 @@ type fencing struct {
 	lease time.Duration // of it
 	set   time.Time     // when it was last set
 	err   string        // why it could not be, "" if it was
+	stood bool          // it was set once, and may stand although it cannot be set now
 }
 
 // vouchFor is for how long a pass lets reports renew the lease: if passes end, so does it.
@@ -33,7 +34,7 @@ func (k *Keeper) fenceIn(ctx context.Context, v *balancing.View) {
 	}
 	f := &k.fence
 	same := slices.Equal(vips, f.vips) && k.rules.Lease == f.lease && !f.set.IsZero()
-	if same && (len(vips) == 0 && f.err == "" || time.Since(f.set) < k.cfg.Resync) {
+	if same && (len(vips) == 0 && f.err == "" || time.Since(f.set) < RenewEvery) {
 		return
 	}
 	limited, cancel := context.WithTimeout(ctx, linkTimeout)
@@ -45,6 +46,8 @@ func (k *Keeper) fenceIn(ctx context.Context, v *balancing.View) {
 			return
 		}
 		text = err.Error()
+	} else if len(vips) > 0 {
+		f.stood = true
 	}
 	if text != f.err {
 		if f.err = text; text != "" {
@@ -64,7 +67,7 @@ func (k *Keeper) entitle(ctx context.Context, v *balancing.View) bool {
 	limited, cancel := context.WithTimeout(ctx, linkTimeout)
 	defer cancel()
 	err := k.cfg.Vouch(limited, vouchFor)
-	if err == nil || k.fence.err != "" { // what cannot be set may stand all the same, or not
+	if err == nil || !k.fence.stood {
 		return true
 	}
 	for _, e := range k.vips {

@@ -23,9 +23,9 @@ const (
 // moment if the witnesses matter and are silent.
 func (k *Keeper) isolate(ctx context.Context) {
 	cut := false
-	switch v := verdict(k.cfg.View(), k.rules.Partition); {
+	switch v := verdict(k.cfg.View(), &k.rules); {
 	case k.rules.Down, v == cutOff:
-		cut = true
+		cut, k.witnessed = true, time.Time{}
 	case v == askWitness:
 		if cut = k.cut; time.Since(k.witnessed) >= witnessEvery {
 			cut = k.unwitnessed(ctx)
@@ -61,8 +61,8 @@ const (
 )
 
 // verdict says what a view tells of the connection of its owner.
-func verdict(v *balancing.View, p Partition) connection {
-	heard := 0
+func verdict(v *balancing.View, r *Rules) connection {
+	p, heard := r.Partition, 0
 	for peer := range v.Peers() {
 		if peer.Online {
 			heard++
@@ -73,7 +73,7 @@ func verdict(v *balancing.View, p Partition) connection {
 		return connected
 	case p == Majority && all > 2 && 2*(heard+1) <= all:
 		return cutOff
-	case heard == 0:
+	case heard == 0, r.Elsewhere:
 		return askWitness
 	}
 	return connected

@@ -103,10 +103,15 @@ type vip struct {
 	going time.Time // since when it is to go to a peer in order; zero if it is not
 	stays bool      // all the same it stays for now
 
+	let    time.Time // when it was let go in order, until somebody holds it
+	regain time.Time // until when this node holds it in place of the one that is to
+	tries  int       // that it was regained
+
 	confirm   time.Time // when the gateway is asked about it next; zero if that is not due
 	unheard   bool      // the gateway does not answer questions from it
 	station   string    // other station that answers for it too, "" for none
 	sighted   time.Time // when that was seen last
+	warned    time.Time // when an operator was told of one last
 	yields    bool      // to that
 	claimedAt time.Time
 
@@ -195,6 +200,7 @@ func (k *Keeper) pass(ctx context.Context) time.Duration {
 		}
 	}
 	k.report() // at once: a peer may be waiting for it
+	k.adopt(v)
 	entitled := k.entitle(ctx, v)
 	if entitled {
 		k.claim(ctx, v)
@@ -275,6 +281,7 @@ func (k *Keeper) look() *balancing.View {
 func (e *vip) follow(v *balancing.View) {
 	if r := rival(v, v.Self, e.VIP); r != "" {
 		e.from = r
+		e.let, e.regain, e.tries = time.Time{}, time.Time{}, 0
 	} else if n := v.Node(e.from); n == nil || !n.Online && n.State != balancing.Leaving {
 		e.from = "" // it fell silent: who knows what is on its interface
 	}
@@ -354,6 +361,9 @@ func (k *Keeper) rest() time.Duration {
 	for _, e := range k.vips {
 		if e.station != "" && now.Sub(e.sighted) >= conflictWord {
 			e.station = ""
+		}
+		if orphaned := e.let.Add(k.orphanedAfter()); orphaned.After(now) {
+			sooner(orphaned)
 		}
 		switch {
 		case !e.retry.IsZero():

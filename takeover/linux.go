@@ -22,7 +22,8 @@ type LinuxLink struct {
 	mu     sync.Mutex
 	fence  *fence.Fence // nil while there is none
 	fenced []netip.Addr
-	clear  bool // there is none that an earlier process has left either
+	clear  bool      // there is none that an earlier process has left either
+	tried  time.Time // when one was opened last
 }
 
 // Linux returns the interface called ifname as a [Link]. VIPs are its addresses of full
@@ -39,20 +40,24 @@ func Linux(ifname string, reports func() string, log *slog.Logger) (*LinuxLink, 
 	return &LinuxLink{Interface: i, name: ifname, reports: reports}, nil
 }
 
+// tryEvery is the pause before a fence that an earlier process may have left is looked for
+// again, if that was not possible.
+const tryEvery = 10 * time.Second
+
 // Fence implements [Link] with nf_tables.
 func (l *LinuxLink) Fence(_ context.Context, vips []netip.Addr, lease time.Duration) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(vips) == 0 && l.clear {
+	if len(vips) == 0 && (l.clear || time.Since(l.tried) < tryEvery) {
 		return nil
 	}
 	if l.fence == nil {
+		l.tried = time.Now()
 		f, err := fence.Open()
+		if len(vips) == 0 && err != nil {
+			return nil // as a rule there is none then; it is looked for again
+		}
 		if err != nil {
-			l.clear = len(vips) == 0 // without means for a fence there is none
-			if l.clear {
-				err = nil
-			}
 			return err
 		}
 		l.fence = f

@@ -26,7 +26,7 @@ const (
 	ReasonHolder                   // a peer of the silent home node holds it already
 	ReasonWaiting                  // its home node is about to serve: nobody claims it until then
 	ReasonStandIn                  // the next in order for the silent home node
-	ReasonLastResort               // its home node does not serve but holds it, and nobody else could
+	ReasonLastResort               // no node serves, and this one holds it
 	ReasonMoved                    // an operator wants it there
 )
 
@@ -95,8 +95,10 @@ func Plan(v *balancing.View, moved map[netip.Addr]balancing.NodeID) []Assignment
 			case standIn >= 0:
 				a.Node, a.Reason = v.Nodes[standIn].ID, ReasonStandIn
 				shares[standIn]++
-			case v.Nodes[i].Holds(vip):
-				a.Node, a.Reason = v.Nodes[i].ID, ReasonLastResort // better than dark
+			default:
+				if k := lastResort(v, i, vip); k >= 0 {
+					a.Node, a.Reason = v.Nodes[k].ID, ReasonLastResort // better than dark
+				}
 			}
 		}
 	}
@@ -106,19 +108,31 @@ func Plan(v *balancing.View, moved map[netip.Addr]balancing.NodeID) []Assignment
 // settle returns the place of the node that holds vip, or will in a moment, with nobody's
 // taking over; -1 if somebody must.
 func settle(v *balancing.View, home int, vip netip.Addr, moved balancing.NodeID) (int, Reason) {
-	if i := v.Place(moved); i >= 0 && v.Nodes[i].Serves() {
+	h := &v.Nodes[home]
+	// Where both hold it, as after a partition in which one heard of the order, home wins
+	// first, for it may not know of the order yet.
+	if i := v.Place(moved); i >= 0 && v.Nodes[i].Serves() && (i == home || !h.Serves() || !h.Holds(vip) || !v.Nodes[i].Holds(vip)) {
 		return i, ReasonMoved
 	}
-	if v.Nodes[home].Serves() {
+	if h.Serves() {
 		return home, ReasonHome
 	}
 	if i := first(v, vip, func(_ int, n *balancing.Node) bool { return n.Serves() && n.Holds(vip) }); i >= 0 {
 		return i, ReasonHolder
 	}
-	if h := &v.Nodes[home]; h.Online && h.State == balancing.Joining {
+	if h.Online && h.State == balancing.Joining {
 		return home, ReasonWaiting // else each start of a site would shuffle all VIPs
 	}
 	return -1, ReasonNobody
+}
+
+// lastResort returns the place of the node that keeps vip although nobody serves: its home if
+// that holds it, else the first of its holders; -1 if there is none.
+func lastResort(v *balancing.View, home int, vip netip.Addr) int {
+	if v.Nodes[home].Holds(vip) {
+		return home
+	}
+	return first(v, vip, func(_ int, n *balancing.Node) bool { return n.Holds(vip) })
 }
 
 // bounds returns the share of each node in all VIPs, by the capacities of those that serve.

@@ -65,7 +65,9 @@ func TestPlan(t *testing.T) {
 		{"draining node", "draining:n1 ok ok", "n3 stand-in, n2 home, n3 home", ""},
 		{"sick and alone", "sick:n1 off off", "n1 last resort, nobody, nobody", ""},
 		{"sick, alone and dark", "sick off off", "nobody, nobody, nobody", ""},
-		{"sick stand-in", "sick:n1,n2 off off", "n1 last resort, nobody, nobody", ""},
+		{"sick stand-in", "sick:n1,n2 off off", "n1 last resort, n1 last resort, nobody", ""},
+		{"drained stand-in", "off draining:n1,n2 off", "n2 last resort, n2 last resort, nobody", ""},
+		{"moved, and both hold it", "ok:n1 ok:n1 ok", "n1 home, n2 home, n3 home", "n1>n2"},
 		{"all off-line", "off off off", "nobody, nobody, nobody", ""},
 		{"one left", "off ok off", "n2 stand-in, n2 home, n2 stand-in", ""},
 		{"no nodes", "", "", ""},
@@ -142,12 +144,17 @@ func naive(v *balancing.View, moved map[netip.Addr]balancing.NodeID) (plan []tak
 	serves := func(n balancing.Node) bool {
 		return n.Online && (n.State == balancing.OK || n.State == balancing.Degraded)
 	}
+	homeHolds := func(vip netip.Addr) bool {
+		return slices.ContainsFunc(v.Nodes, func(n balancing.Node) bool {
+			return serves(n) && slices.Contains(n.Home, vip) && slices.Contains(n.Held, vip)
+		})
+	}
 	best := func(vip netip.Addr, mayTakeOver func(balancing.Node) bool) takeover.Assignment {
 		var all []candidate
 		for _, n := range v.Nodes {
 			home, held := slices.Contains(n.Home, vip), slices.Contains(n.Held, vip)
 			switch {
-			case serves(n) && moved[vip] == n.ID:
+			case serves(n) && moved[vip] == n.ID && (home || !held || !homeHolds(vip)):
 				all = append(all, candidate{n, 0, takeover.ReasonMoved})
 			case serves(n) && home:
 				all = append(all, candidate{n, 1, takeover.ReasonHome})
@@ -159,6 +166,8 @@ func naive(v *balancing.View, moved map[netip.Addr]balancing.NodeID) (plan []tak
 				all = append(all, candidate{n, 4, takeover.ReasonStandIn})
 			case n.Online && home && held:
 				all = append(all, candidate{n, 5, takeover.ReasonLastResort})
+			case n.Online && held:
+				all = append(all, candidate{n, 6, takeover.ReasonLastResort})
 			}
 		}
 		if len(all) == 0 {

@@ -22,8 +22,9 @@ type Rules struct {
 	Partition Partition
 	Witness   []netip.Addr
 
-	// Down says that the interface has no carrier: nobody can be reached by it.
-	Down bool
+	// Down says that the interface has no carrier: nobody can be reached by it. Elsewhere
+	// says that reports go by another one: that peers are heard tells nothing of it.
+	Down, Elsewhere bool
 
 	// Grace is how long a VIP that another node is to have stays here at most, so that
 	// what clients have asked by it is answered.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"peerage/balancing"
 	"peerage/takeover/internal/link"
 )
 
@@ -16,6 +17,9 @@ type Sighting = link.Sighting
 
 const (
 	maxSightings = 64 // that wait; what does not fit is seen again
+
+	sightEvery = 100 * time.Millisecond // for one VIP
+	rewatch    = time.Second            // before a watch that has ended begins anew
 
 	// settling is the time after a claim for which others may still answer: what they sent
 	// before may come late, and a peer that claims at the same time must be given the time to
@@ -37,6 +41,9 @@ type watch struct {
 	seen   chan Sighting
 	vips   []netip.Addr
 	cancel context.CancelFunc // nil before it begins
+
+	mu     sync.Mutex
+	latest map[netip.Addr]time.Time // when each VIP was seen elsewhere last, and that was news
 	task   sync.WaitGroup
 }
 
@@ -63,8 +70,16 @@ func (k *Keeper) watchFor(ctx context.Context) {
 	ctx, w.cancel = context.WithCancel(ctx)
 	w.vips = vips
 	w.task.Go(func() {
-		if err := k.cfg.Link.Watch(ctx, vips, k.see); err != nil && ctx.Err() == nil {
-			k.cfg.Log.Warn("interface not watched", "err", err)
+		for said := ""; ctx.Err() == nil; {
+			err := k.cfg.Link.Watch(ctx, vips, k.see)
+			if err != nil && ctx.Err() == nil && err.Error() != said {
+				said = err.Error()
+				k.cfg.Log.Warn("interface not watched", "err", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(rewatch):
+			}
 		}
 	})
 }
@@ -74,10 +89,28 @@ func (k *Keeper) see(s Sighting) {
 	if !s.VIP.IsValid() && k.cfg.Touched != nil {
 		k.cfg.Touched()
 	}
+	if s.VIP.IsValid() && !k.watch.news(s.VIP, time.Now()) {
+		return
+	}
 	select {
 	case k.watch.seen <- s:
 	default:
 	}
+}
+
+// news reports whether a VIP was not seen elsewhere a moment ago: who floods the LAN must
+// not keep the keeper from its work.
+func (w *watch) news(vip netip.Addr, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.Sub(w.latest[vip]) < sightEvery {
+		return false
+	}
+	if w.latest == nil || len(w.latest) > balancing.MaxNodes*balancing.MaxVIPs {
+		w.latest = map[netip.Addr]time.Time{}
+	}
+	w.latest[vip] = now
+	return true
 }
 
 // sight takes note of what was seen: another station that answers for what this node
@@ -94,11 +127,12 @@ func (k *Keeper) sight(s Sighting) {
 	if !k.on[e.VIP] || now.Sub(e.claimedAt) < settling {
 		return
 	}
-	if station := s.Station.String(); station != e.station {
-		e.station = station
+	station := s.Station.String()
+	if station != e.station && now.Sub(e.warned) >= defendEvery {
+		e.warned = now
 		k.cfg.Log.Warn("address conflict", "vip", e.VIP, "station", station)
 	}
-	e.sighted = now
+	e.station, e.sighted = station, now
 	if e.Reason != ReasonHome && rival(k.cfg.View(), k.cfg.Self, e.VIP) == "" {
 		e.yields = true
 	} else if now.Sub(e.since) >= defendEvery {

@@ -28,8 +28,15 @@ var ErrNone = errors.New("no lab runs")
 
 // dial connects to the keeper.
 func (c Client) dial(ctx context.Context) (*net.UnixConn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", filepath.Join(string(c), socketName))
+	err := checkDir(string(c))
+	var conn net.Conn
+	if err == nil {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, "unix", filepath.Join(string(c), socketName))
+	}
+	if _, use := errors.AsType[*UseError](err); use {
+		return nil, err
+	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, fmt.Errorf("%w in %s; 'peerage lab up' starts one", ErrNone, c)
 	}

@@ -34,15 +34,15 @@ func Keep(ctx context.Context, dir string) error {
 	unix.CloseOnExec(keeperLock)
 	ready, lock := os.NewFile(keeperReady, "ready"), os.NewFile(keeperLock, lockFile)
 	defer ready.Close()
-	c, id, err := mine(dir)
+	r, err := readRecord(dir)
 	if err != nil {
 		return err
 	}
 	// It is never written to: its end is what the reaper waits for.
-	life, err := startReaper(c, lock)
+	life, err := startReaper(r.Config, lock)
 	if err == nil {
 		defer life.Close()
-		err = keep(ctx, c, id, func() {
+		err = keep(ctx, r.Config, r.ID, func() {
 			fmt.Fprintln(ready)
 			ready.Close()
 		})
@@ -53,15 +53,6 @@ func Keep(ctx context.Context, dir string) error {
 		}
 	}
 	return err
-}
-
-// mine is the lab that there is to keep.
-func mine(dir string) (Config, string, error) {
-	r, err := readRecord(dir)
-	if err != nil {
-		return Config{}, "", err
-	}
-	return r.Config, r.ID, nil
 }
 
 // keep makes the lab, calls ready, and answers requests.

@@ -25,6 +25,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -72,8 +73,7 @@ type Config struct {
 	// Dir is an absolute path: the directory of the lab's files, which exists, and which
 	// nobody else can write to.
 	Dir string `json:"-"`
-	// Names is the directory where the namespaces get names, such as NetnsDir;
-	// "" for no names.
+	// Names is the directory where the namespaces get names, such as NetnsDir; "" for none.
 	Names string `json:"names"`
 	// Binary is the peerage binary that the nodes run.
 	Binary string `json:"binary"`
@@ -150,14 +150,24 @@ func (l *Lab) Close() error {
 	l.closing = true
 	l.mu.Unlock()
 	l.endNodes()
-	err := endStrays(l.id, nil)
+	all := []*namespace{l.lan}
+	for _, m := range l.machines {
+		all = append(all, m.ns)
+	}
+	var made []fs.FileInfo
+	for _, n := range all {
+		if info, err := n.stat(); err == nil {
+			made = append(made, info)
+		}
+	}
+	err := endStrays(l.id, made)
 	l.starter.close() // and what it has started
 	l.running.Wait()
 	l.servers.close()
-	for _, m := range l.machines {
-		err = errors.Join(err, m.ns.close())
+	for _, n := range all {
+		err = errors.Join(err, n.close())
 	}
-	return errors.Join(err, l.lan.close())
+	return err
 }
 
 // start starts a process on a machine, and calls ended when it has ended.

@@ -32,18 +32,18 @@ type record struct {
 	MadeNames bool   `json:"made_names"` // nor was that of the names
 }
 
-// names are the paths of the names that the namespaces may have.
-func (r *record) names() (all []string) {
+// names are the paths of the names that namespaces of the lab have.
+func (r *record) names() []string {
 	if r.Config.Names == "" {
 		return nil
 	}
 	l := &Lab{c: r.Config}
 	l.plan()
-	all = append(all, l.nameOf(lan))
+	all := []string{l.nameOf(lan)}
 	for _, m := range l.machines {
 		all = append(all, l.nameOf(m.Name))
 	}
-	return all
+	return slices.DeleteFunc(all, func(path string) bool { return !isNameOf(r.ID, path) })
 }
 
 func (r *record) write() error {
@@ -131,15 +131,20 @@ func openDir(dir string) (made bool, err error) {
 	if !errors.Is(err, fs.ErrExist) {
 		return err == nil, err
 	}
+	return false, checkDir(dir)
+}
+
+// checkDir returns an error if somebody else could have put something into the directory.
+func checkDir(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil {
-		return false, err
+		return err
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
-		return false, useErrorf("%s is no directory that is yours alone to write to; name another with --dir", dir)
+		return useErrorf("%s is no directory that is yours alone to write to; name another with --dir", dir)
 	}
-	return false, nil
+	return nil
 }
 
 // Clear removes what is left of a lab whose lock is held: processes, names, and files.
@@ -159,7 +164,13 @@ func Clear(dir string) error {
 		return err
 	}
 	names := r.names()
-	errs := []error{endStrays(r.ID, names)}
+	var namespaces []fs.FileInfo
+	for _, n := range names {
+		if info, err := os.Stat(n); err == nil {
+			namespaces = append(namespaces, info)
+		}
+	}
+	errs := []error{endStrays(r.ID, namespaces)}
 	for _, n := range names {
 		errs = append(errs, removeName(n))
 	}
@@ -216,14 +227,14 @@ func unlock(f *os.File, madeDir bool) error {
 // straysWithin bounds how long processes may take to end that were killed.
 const straysWithin = 10 * time.Second
 
-// endStrays kills the processes that bear the mark of a lab, and those in namespaces of
-// these names, until there are none.
-func endStrays(id string, names []string) error {
+// endStrays kills the processes that bear the mark of a lab, and those in its namespaces,
+// until there are none.
+func endStrays(id string, namespaces []fs.FileInfo) error {
 	deadline := time.Now().Add(straysWithin)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		pids := strays(id, names)
+		pids := strays(id, namespaces)
 		if len(pids) == 0 {
 			return nil
 		}
@@ -231,16 +242,16 @@ func endStrays(id string, names []string) error {
 			return fmt.Errorf("processes %v of the lab do not end", pids)
 		}
 		for _, pid := range pids {
-			kill(pid, id, names)
+			kill(pid, id, namespaces)
 		}
 		<-tick.C
 	}
 }
 
 // strays returns the processes of a lab that live.
-func strays(id string, names []string) (pids []int) {
+func strays(id string, namespaces []fs.FileInfo) (pids []int) {
 	for _, pid := range processIDs() {
-		if _, _, lives := stat(pid); lives && pid != os.Getpid() && isStray(pid, id, names) {
+		if _, _, lives := stat(pid); lives && pid != os.Getpid() && isStray(pid, id, namespaces) {
 			pids = append(pids, pid)
 		}
 	}
@@ -248,25 +259,22 @@ func strays(id string, names []string) (pids []int) {
 }
 
 // kill kills a process if it still is the one that was meant.
-func kill(pid int, id string, names []string) {
+func kill(pid int, id string, namespaces []fs.FileInfo) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
-	if isStray(pid, id, names) {
+	if isStray(pid, id, namespaces) {
 		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 	}
 }
 
-func isStray(pid int, id string, names []string) bool {
+func isStray(pid int, id string, namespaces []fs.FileInfo) bool {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err == nil && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(e []byte) bool { return string(e) == mark+id }) {
 		return true
 	}
 	in, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
-	return err == nil && slices.ContainsFunc(names, func(path string) bool {
-		named, err := os.Stat(path)
-		return err == nil && os.SameFile(in, named)
-	})
+	return err == nil && slices.ContainsFunc(namespaces, func(n fs.FileInfo) bool { return os.SameFile(in, n) })
 }

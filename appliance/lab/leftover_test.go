@@ -62,8 +62,11 @@ func TestDirectoryMustBeOurs(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "link")
 	must(t, os.Symlink(t.TempDir(), link))
 	for _, dir := range []string{open, link, "/dev/null"} {
-		if _, err := openDir(dir); err == nil {
-			t.Errorf("%s is taken for a directory that nobody else can write to", dir)
+		_, err := Client(dir).Status(t.Context())
+		for what, err := range map[string]error{"up": second(openDir(dir)), "down": Down(t.Context(), dir), "status": err} {
+			if _, ok := errors.AsType[*UseError](err); !ok {
+				t.Errorf("%s in %s: got %v, want an error that says whose it must be", what, dir, err)
+			}
 		}
 	}
 }

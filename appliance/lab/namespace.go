@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -23,9 +24,9 @@ type namespace struct {
 	name string   // path of its name; "" for none
 }
 
-// newNamespace makes a namespace whose loopback is up. With a path it gets a name there,
-// as 'ip netns add' gives it.
-func newNamespace(path string) (*namespace, error) {
+// newNamespace makes a namespace of the lab with that id, whose loopback is up. With a path
+// it gets a name there, as 'ip netns add' gives it.
+func newNamespace(id, path string) (*namespace, error) {
 	n := &namespace{}
 	err := onThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -34,17 +35,21 @@ func newNamespace(path string) (*namespace, error) {
 		if n.file, err = os.Open(threadNamespace); err != nil {
 			return err
 		}
-		if path != "" {
-			if err := giveName(path); err != nil {
-				return err
-			}
-			n.name = path
-		}
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
 		}
-		return netlink.LinkSetUp(lo)
+		// Before it has a name, so that nobody ever takes it for another's.
+		if err := errors.Join(netlink.LinkSetAlias(lo, mark+id), netlink.LinkSetUp(lo)); err != nil {
+			return err
+		}
+		if path != "" {
+			if err := giveName(id, path); err != nil {
+				return err
+			}
+			n.name = path
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, errors.Join(err, n.close())
@@ -73,6 +78,14 @@ func (n *namespace) close() error {
 	return err
 }
 
+// stat tells the namespace from others, while it is open.
+func (n *namespace) stat() (fs.FileInfo, error) {
+	if n == nil || n.file == nil {
+		return nil, fs.ErrClosed
+	}
+	return n.file.Stat()
+}
+
 // do runs f on a thread in the namespace. What f opens stays there.
 func (n *namespace) do(f func() error) error {
 	return onThread(func() error {
@@ -99,12 +112,13 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// giveName makes the namespace of this thread known at path.
-func giveName(path string) error {
+// giveName makes the namespace of this thread known at path. Should the power fail half-way,
+// the file there says whose it is.
+func giveName(id, path string) error {
 	if err := shareNames(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("prepare %s for names of namespaces: %w", filepath.Dir(path), err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		name := filepath.Base(path)
 		return fmt.Errorf("the namespace %s is there already: another lab runs, with another --dir; or 'ip netns delete %s' removes what one has left behind", name, name)
@@ -112,11 +126,34 @@ func giveName(path string) error {
 	if err != nil {
 		return err
 	}
-	f.Close()
-	if err := unix.Mount(threadNamespace, path, "none", unix.MS_BIND, ""); err != nil {
+	_, err = f.WriteString(mark + id)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = unix.Mount(threadNamespace, path, "none", unix.MS_BIND, "")
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("name a namespace %s: %w", path, err), os.Remove(path))
 	}
 	return nil
+}
+
+// isNameOf reports whether what is at path was put there by the lab with that id.
+func isNameOf(id, path string) (is bool) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	n := &namespace{file: f}
+	err = n.do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		is = err == nil && lo.Attrs().Alias == mark+id
+		return err
+	})
+	if errors.Is(err, unix.EINVAL) { // no namespace
+		b, err := io.ReadAll(io.LimitReader(f, 100))
+		is = err == nil && string(b) == mark+id
+	}
+	return is
 }
 
 // shareNames makes dir a mount of its own whose names all see, as 'ip netns' wants to find
@@ -135,7 +172,7 @@ func shareNames(dir string) error {
 	return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// removeName takes a name back. It is no error if there is none.
+// removeName takes a name of the lab back. It is no error if there is none.
 func removeName(path string) error {
 	err := unix.Unmount(path, unix.MNT_DETACH)
 	if errors.Is(err, unix.ENOENT) {

@@ -167,11 +167,11 @@ func (p *port) route(networks []netip.Prefix, number int) {
 
 // build makes what was planned.
 func (l *Lab) build() (err error) {
-	if l.lan, err = newNamespace(l.nameOf(lan)); err != nil {
+	if l.lan, err = newNamespace(l.id, l.nameOf(lan)); err != nil {
 		return err
 	}
 	for _, m := range l.machines {
-		if m.ns, err = newNamespace(l.nameOf(m.Name)); err != nil {
+		if m.ns, err = newNamespace(l.id, l.nameOf(m.Name)); err != nil {
 			return err
 		}
 	}

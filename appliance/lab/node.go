@@ -72,7 +72,8 @@ const (
 	closeWithin = 3 * time.Second
 )
 
-// mark names the lab in the environment of its processes, and of all that these start.
+// mark, with an id, names the lab: in the environment of its processes and of all that these
+// start, and in its namespaces.
 const mark = "PEERAGE_LAB="
 
 // environment is env with the mark of this lab.

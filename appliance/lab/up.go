@@ -177,8 +177,12 @@ func downIfAny(ctx context.Context, dir string) error {
 // Down takes a lab down, or clears away what is left of one, and returns when nothing is
 // left. The error is [ErrNone] if there was none.
 func Down(ctx context.Context, dir string) error {
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+	err := checkDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w in %s", ErrNone, dir)
+	}
+	if err != nil {
+		return err
 	}
 	f, err := lockDir(dir)
 	ran := errors.Is(err, errLocked)

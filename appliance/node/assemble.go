@@ -57,19 +57,23 @@ func reportDevice(nf *site.NodeFile, doc *site.Document) string {
 	return nf.Interfaces.Public
 }
 
-// reportMark returns the mark of reports by which the kernel lets VIPs through. There is
-// none on loopback, where VIPs are sockets, and where the kernel might see no report leave,
-// for it goes to peers alone, which may not be there.
-func reportMark(nf *site.NodeFile, doc *site.Document) uint32 {
+// reportMark returns the mark of reports by which the kernel lets VIPs through, or 0 and
+// why there is none: the kernel might see no report leave where it goes to peers alone, which
+// may not be there. On loopback, where VIPs are sockets, none is needed.
+func reportMark(nf *site.NodeFile, doc *site.Document) (mark uint32, why string) {
 	public, err := net.InterfaceByName(nf.Interfaces.Public)
 	if err != nil || public.Flags&net.FlagLoopback != 0 {
-		return 0
+		return 0, ""
 	}
-	reports, err := net.InterfaceByName(reportDevice(nf, doc))
-	if err != nil || reports.Flags&net.FlagMulticast == 0 || !nf.Multicast.Group.IsValid() {
-		return 0
+	name := reportDevice(nf, doc)
+	reports, err := net.InterfaceByName(name)
+	switch {
+	case err != nil:
+		return 0, err.Error()
+	case reports.Flags&net.FlagMulticast == 0:
+		return 0, fmt.Sprintf("interface %s, by which reports leave, carries no multicast", name)
 	}
-	return takeover.Mark
+	return takeover.Mark, ""
 }
 
 func meterConfig(nf *site.NodeFile, doc *site.Document) meter.Config {

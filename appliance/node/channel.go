@@ -63,8 +63,9 @@ type took struct {
 	Version uint64 `json:"version,omitempty"` // of the settings, after a set
 }
 
-// toGuard is what the server tells. A health token comes every [healthEvery], but only if
-// the server has just answered a request of its own through its own listener.
+// toGuard is what the server tells. A health token comes every [healthEvery], or
+// [quietEvery], but only if the server has just answered a request of its own through its own
+// listener.
 type toGuard struct {
 	Token *token `json:"token,omitempty"`
 	Ask   bool   `json:"ask,omitempty"` // the peers' reports are too old for a decision

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,7 @@ type guard struct {
 	changing    sync.Mutex              // held while one is made, and while a server begins
 
 	mark       uint32 // of reports by which the kernel lets VIPs through; 0: it always does
+	unmarked   string // why it is 0 although there are VIPs to fence
 	departures departures
 	orders     atomic.Pointer[ordered] // nil: none were told yet
 	views      *fanout
@@ -64,7 +66,7 @@ type guard struct {
 }
 
 const (
-	healthEvery = 100 * time.Millisecond // between two health tokens of the server
+	healthEvery = 100 * time.Millisecond // between two health tokens of a server at work
 
 	// minStale and maxStale bound the age at which a health token says that the server is
 	// sick: tokens come late on a busy machine, and a server that hangs must be noticed.
@@ -92,7 +94,8 @@ func newGuard(path string, nf *site.NodeFile, text string, doc *site.Document, d
 		keep: make(chan balancing.Settings, 1), changes: make(chan asked, maxChanges), ends: make(chan error, 1), shown: make(chan struct{}, 1),
 	}
 	g.goBy(text, doc, ring)
-	g.incarnation, g.mark = incarnation, reportMark(nf, doc)
+	g.incarnation = incarnation
+	g.mark, g.unmarked = reportMark(nf, doc)
 	c := g.reports(doc, ring)
 	c.Changed = changed
 	if g.exchange, err = heartbeat.New(c); err != nil {
@@ -187,10 +190,14 @@ func (g *guard) run(ctx context.Context) error {
 	run(&exchange, exchangeCtx, "settings", g.keepSettings)
 	run(&exchange, exchangeCtx, "changes", g.takeChanges)
 	if command != nil {
-		run(&exchange, exchangeCtx, "VIP command", func(ctx context.Context) error { return ordinarily(ctx, command.Run) })
+		run(&exchange, exchangeCtx, "VIP command", func(ctx context.Context) error {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			return ordinarily(func() error { return command.Run(ctx) })
+		})
 	}
 	run(&keeper, keeperCtx, "takeover", g.keeper.Run)
-	run(&server, serverCtx, "server", func(ctx context.Context) error { return ordinarily(ctx, g.supervise) })
+	run(&server, serverCtx, "server", g.supervise)
 	run(&watch, exchangeCtx, "watch", func(ctx context.Context) error { return g.watch(ctx, toServer) })
 
 	var ended error
@@ -261,6 +268,7 @@ func (g *guard) watch(ctx context.Context, changed <-chan struct{}) error {
 			g.lookAfter(now, healthEvery)
 			g.mu.Unlock()
 			g.touched()
+		case <-g.watchdog.due():
 		}
 		g.watchdog.pat(time.Now())
 	}
@@ -297,11 +305,11 @@ func (g *guard) judge(now time.Time) {
 	f := &g.facts
 	v := g.exchange.View()
 	f.listen = v.Settings.Period * 3 / 2
-	f.stale = min(max(time.Duration(g.document().Balancing.OfflineAfter)*v.Settings.Period, minStale), maxStale)
+	f.stale = staleAfter(g.document(), v.Settings.Period)
 	c := g.exchange.Counters()
 	f.clocks.count(now, c.Clock)
 	f.twins.count(now, c.Twins)
-	f.unfenced = g.keeper.Status().Fence
+	f.unfenced = cmp.Or(g.keeper.Status().Fence, g.unmarked)
 	was := f.current
 	f.lapse(now, c.Lapsed)
 	next := f.judge(now, homeHeldByOthers(v))
@@ -319,6 +327,11 @@ func (g *guard) judge(now time.Time) {
 	g.exchange.Update(func(s *heartbeat.Status) {
 		s.State, s.Load, s.Debit, s.Shed, s.Unable = next, load, t.Debit, t.Shed, t.Unable
 	})
+}
+
+// staleAfter returns the age at which a health token says that the server is sick.
+func staleAfter(doc *site.Document, period time.Duration) time.Duration {
+	return min(max(time.Duration(doc.Balancing.OfflineAfter)*period, minStale), maxStale)
 }
 
 // tell sends the present view to the server.
@@ -341,6 +354,8 @@ func (g *guard) tell() {
 // supervise keeps one server running until ctx ends. It stays on one thread, for the kernel
 // ties the child's life to the one that started it (PDEATHSIG).
 func (g *guard) supervise(ctx context.Context) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	pause := restartFirst
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -374,7 +389,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	err = cmd.Start()
+	err = ordinarily(cmd.Start)
 	theirs.Close()
 	if err != nil {
 		return fmt.Errorf("start the server: %w", err)
@@ -410,7 +425,7 @@ func (g *guard) serveOnce(ctx context.Context) error {
 			cmd.Process.Kill()
 		}
 	})
-	var listening sync.WaitGroup // by another than this thread, which is an ordinary one
+	var listening sync.WaitGroup // not on this thread: to wake a certain one takes two
 	listening.Go(func() { g.listen(ours) })
 	listening.Wait()
 

@@ -70,6 +70,9 @@ func (s *server) dropNode(ctx context.Context, c NodeChange, step func(Step)) er
 	if err != nil {
 		return errors.Join(err, m.registry.RetractRemoval(c.Name))
 	}
+	if err := s.reorder(c.Name, ""); err != nil {
+		s.log.Error("orders about the node are left", "peer", c.Name, "err", err)
+	}
 	return nil
 }
 
@@ -130,6 +133,9 @@ func (s *server) renameNode(ctx context.Context, c NodeChange, step func(Step)) 
 	}, revisionSteps(step))
 	if err != nil {
 		return nil, errors.Join(err, m.registry.Rename(c.To, c.Name))
+	}
+	if err := s.reorder(c.Name, c.To); err != nil {
+		s.log.Error("orders about the node keep its old name", "peer", c.Name, "err", err)
 	}
 	return brief(r, nil)
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -270,6 +271,35 @@ func (s *server) drainNode(ctx context.Context, d DrainNode, step func(Step)) (a
 		n := v.Node(d.Name)
 		return n == nil || !n.Online || n.State == balancing.Draining && len(n.Held) == 0
 	}, "%s still holds VIPs: the order stands, and is carried out as soon as it can be; 'peerage vip list' shows what is in the way", d.Name)
+}
+
+// reorder has the orders about a node be about another name of it, or about nobody for "".
+func (s *server) reorder(from, to balancing.NodeID) error {
+	all := readOrders(s.member.orders)
+	var errs []error
+	for vip, o := range all.Moved {
+		if o.Node == from {
+			errs = append(errs, s.rewrite(moveKey+vip.String(), moveKey+vip.String(), o, to))
+		}
+	}
+	if o, ok := all.Drained[from]; ok {
+		errs = append(errs, s.rewrite(drainKey+string(from), drainKey+string(to), o, to))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *server) rewrite(key, next string, o Order, to balancing.NodeID) error {
+	if to == "" || next != key {
+		if err := s.member.orders.Delete(key); err != nil || to == "" {
+			return err
+		}
+	}
+	o.Node = to
+	b, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return s.member.orders.Put(next, b, o.Until)
 }
 
 // homeOf returns the node that a VIP belongs to, "" if the site has no such VIP.

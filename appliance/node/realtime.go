@@ -1,23 +1,26 @@
 package node
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// realtimePriority is that of the guard's threads among the real-time ones: the lowest but
-// for the kernel's own, and enough to be on time beside a busy server.
-const realtimePriority = 10
+// nicest is the nice value of the guard's threads: of what the processor has to give, they get
+// nearly all that they ask for, and they ask for little. A real-time class would be on time to a
+// few ms more on a saturated machine, and could bring it to a halt by a single mistake.
+const nicest = -20
+
+// shortSlice has a thread that wakes run soon (Linux 6.12 and newer; ignored before).
+const shortSlice = 100 * time.Microsecond
 
 // beOnTime makes the guard's reports leave on time on a busy machine: its threads, and
-// those that they start, go before all ordinary ones, and its memory stays where it is.
-// Without the rights for that it goes on as it is.
+// those that they start, go before others, and its memory stays where it is. Without the
+// rights for that it goes on as it is.
 func beOnTime(log *slog.Logger) {
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
 		log.Debug("memory of the guard not locked", "err", err)
@@ -25,30 +28,33 @@ func beOnTime(log *slog.Logger) {
 	tasks, err := os.ReadDir("/proc/self/task")
 	for _, t := range tasks {
 		if tid, convErr := strconv.Atoi(t.Name()); convErr == nil && err == nil {
-			err = schedule(tid, unix.SCHED_FIFO, realtimePriority)
+			err = schedule(tid, nicest)
 		}
 	}
 	if err != nil {
-		log.Info("guard has no real-time priority", "err", err, "reason", "on a very busy machine its reports may come late")
+		log.Info("guard has no priority", "err", err, "reason", "on a very busy machine its reports may come late")
 	}
 }
 
-// beOrdinary takes the priority from the calling thread, which must be locked: what it
-// starts has none.
-func beOrdinary() error { return schedule(0, unix.SCHED_NORMAL, 0) }
-
-// ordinarily runs f, which starts processes, on a thread that has no priority to pass on. It
-// is the last that the calling goroutine does: the thread ends with it.
-func ordinarily(ctx context.Context, f func(context.Context) error) error {
-	runtime.LockOSThread()
-	if err := beOrdinary(); err != nil {
+// ordinarily runs f, which starts a process, on the calling thread, which must be locked,
+// without a priority that it would pass on.
+func ordinarily(f func() error) error {
+	before, err := unix.SchedGetAttr(0, 0)
+	if err == nil {
+		err = schedule(0, 0)
+	}
+	if err != nil {
 		return err
 	}
-	return f(ctx)
+	defer unix.SchedSetAttr(0, before, 0) // what it had it may have again
+	return f()
 }
 
-func schedule(tid int, policy, priority uint32) error {
-	a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy, Priority: priority}
+func schedule(tid int, nice int32) error {
+	a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: nice}
+	if nice < 0 {
+		a.Runtime = uint64(shortSlice)
+	}
 	if err := unix.SchedSetAttr(tid, &a, 0); err != nil {
 		return fmt.Errorf("schedule thread %d: %w", tid, err)
 	}

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -275,73 +274,6 @@ func (s *server) askPeers(ctx context.Context) error {
 			if s.guard.send(toGuard{Ask: true}) != nil {
 				return errGuardGone
 			}
-		}
-	}
-}
-
-// settling is how long a server that starts may fail its own check without a word: its
-// listeners are being opened.
-const settling = time.Second
-
-// outFor is how long a node waits before it believes that it was removed from its site.
-const outFor = 3 * time.Second
-
-// check asks the node's own listener for its health, as a client would, and gives the
-// guard a token for each answer. No answer, no token; no token, no VIP.
-func (s *server) check(ctx context.Context) error {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(s.ca.CertPEM())
-	own := selfCheck{at: netip.AddrPortFrom(s.nodeFile.Address.Public, s.nodeFile.Listen.HTTPS).String(), roots: roots}
-	defer own.close()
-	select {
-	case <-s.obeys:
-	case <-ctx.Done():
-		return nil
-	}
-	next := time.NewTimer(0)
-	defer next.Stop()
-	failing, out := "", time.Time{}
-	for {
-		g := s.current.Load()
-		err := own.ask(ctx, g.doc.Hosts[0])
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			if failing != err.Error() && time.Since(s.started) > settling {
-				failing = err.Error()
-				s.log.Warn("self-check failed", "err", err)
-			}
-		default:
-			failing = ""
-			if s.current.Load() == g {
-				s.passed.Add(1)
-			}
-			if !s.member.isOut() {
-				out = time.Time{}
-			} else if out.IsZero() {
-				out = time.Now()
-			}
-			if !out.IsZero() && time.Since(out) > outFor {
-				return s.wish(ctx, change{Leave: "the peers refuse it; let it join anew with a token"})
-			}
-			if !out.IsZero() || !s.member.isReady() {
-				break // its VIPs would be served with what the site had when the node went
-			}
-			t := &token{Load: s.meter.Load()}
-			t.Debit, t.Shed = s.edge.Books()
-			t.Unable, t.Amiss = s.diagnose()
-			if s.guard.send(toGuard{Token: t}) != nil {
-				return errGuardGone
-			}
-		}
-		// On the multiples, as the meter: then an idle server wakes up once for both.
-		now := time.Now()
-		next.Reset(now.Truncate(healthEvery).Add(healthEvery).Sub(now))
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-next.C:
 		}
 	}
 }

@@ -52,6 +52,7 @@ func (g *guard) rules() takeover.Rules {
 	g.mu.Lock()
 	r.Down = g.facts.cut
 	g.mu.Unlock()
+	r.Elsewhere = g.reportDevice() != g.nodeFile.Interfaces.Public
 	if o := g.orders.Load(); o != nil {
 		r.Moved = o.Moved
 	}

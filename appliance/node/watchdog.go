@@ -19,6 +19,7 @@ const (
 // watchdog is a hardware watchdog (Linux kernel, Documentation/watchdog/watchdog-api).
 type watchdog struct {
 	file *os.File
+	tick *time.Ticker
 	next time.Time
 	fail string // why it could not be told last, "" if it was
 	log  *slog.Logger
@@ -34,7 +35,15 @@ func openWatchdog(path string, log *slog.Logger) (*watchdog, error) {
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.WDIOC_SETTIMEOUT, int(watchdogTime.Seconds())); err != nil {
 		log.Warn("time of the watchdog not set", "device", path, "err", err)
 	}
-	return &watchdog{file: f, log: log}, nil
+	return &watchdog{file: f, tick: time.NewTicker(watchdogPat), log: log}, nil
+}
+
+// due tells when to pat it at the latest: a guard may have nothing else to do for long.
+func (w *watchdog) due() <-chan time.Time {
+	if w == nil {
+		return nil
+	}
+	return w.tick.C
 }
 
 // pat tells the hardware, now and then, that the guard is alive.
@@ -51,6 +60,7 @@ func (w *watchdog) close() {
 	if w == nil {
 		return
 	}
+	w.tick.Stop()
 	w.tell("V")
 	w.file.Close()
 }

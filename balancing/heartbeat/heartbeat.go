@@ -158,13 +158,17 @@ const (
 	// changes shows at once.
 	viewEvery = 20 * time.Millisecond
 
+	// tellEvery is the least time between two views that Changed tells of for the load of this
+	// node alone.
+	tellEvery = time.Second
+
 	// askPause is the least time between two questions to the peers.
 	askPause = 100 * time.Millisecond
 
 	complainEvery = time.Minute
 
-	// lonely is how many times as often a node reports that hears no peer.
-	lonely = 5
+	// calling is how many times as often a node reports that calls for those who are missing.
+	calling = 10
 )
 
 // New returns an exchange whose view is what the site document says. It opens nothing.
@@ -273,10 +277,9 @@ func settle(c *Config) (Mode, error) {
 // View returns the latest view; never nil.
 func (x *Exchange) View() *balancing.View { return x.view.Load() }
 
-// Changed gets a value when there is a new view. Of one that differs in nothing but the
-// load of this node it tells no sooner than with the next report: who cares has told that
-// load, and to wake others for it ten times a second is most of what an idle node does. It
-// is never closed, and is for one reader.
+// Changed gets a value when there is a new view; of one that differs in nothing but the
+// load of this node, within a second and a period. Whoever cares for that has told it, and
+// an idle node would be busy with little else. It is never closed, and is for one reader.
 func (x *Exchange) Changed() <-chan struct{} { return x.changed }
 
 // Update changes what this node says of itself. The view shows it at once. The peers are
@@ -439,8 +442,8 @@ func (x *Exchange) next(now, due time.Time, regular bool) time.Time {
 	if x.hasten > 0 {
 		period = min(period, x.before)
 	}
-	if x.peers.alone() {
-		period = max(period/lonely, earliest) // whoever was cut off must know soon that it no longer is
+	if x.peers.calls(x.c.Self) {
+		period = max(period/calling, earliest) // two that were apart must soon know that they no longer are
 	}
 	next := now.Add(jitter(period))
 	if !regular {
@@ -550,6 +553,9 @@ func (x *Exchange) hear(b []byte, byMulticast bool) {
 	if r.ask {
 		x.counters.asked.Add(1)
 		signal(x.early)
+	}
+	if slices.ContainsFunc(r.held, func(vip netip.Addr) bool { return slices.Contains(x.status.Held, vip) }) {
+		x.tell(true) // both hold it: the other must know as soon as this node does
 	}
 	switch what {
 	case nothing:

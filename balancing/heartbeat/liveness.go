@@ -42,6 +42,7 @@ func Lease(period time.Duration, after int) time.Duration {
 type lease struct {
 	vouched time.Time     // reports until then are marked
 	end     time.Duration // when it runs out, by the clock of the exchange; 0: it is not open
+	length  time.Duration // of the latest
 	lapsed  bool          // it ran out by itself, and that is not made good yet
 	renewed chan struct{} // capacity 1: a marked report has left
 }
@@ -72,8 +73,9 @@ func (x *Exchange) Vouch(ctx context.Context, d time.Duration) error {
 		lapsed, open := x.lease.lapsed, x.lease.end != 0
 		if !lapsed {
 			x.lease.vouched = time.Now().Add(d)
-			if !open {
-				x.tell(true)
+			if now := Lease(x.settings.Period, x.c.OfflineAfter); !open || now != x.lease.length {
+				x.lease.length = now
+				x.tell(true) // the kernel goes by another length from now on
 			}
 		}
 		x.mu.Unlock()
@@ -89,6 +91,14 @@ func (x *Exchange) Vouch(ctx context.Context, d time.Duration) error {
 			return errors.New("no report has left by which the kernel would let VIPs through")
 		}
 	}
+}
+
+// entitled reports whether what is marked may still leave.
+func (x *Exchange) entitled() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.overdue()
+	return !x.lease.lapsed
 }
 
 // vouching reports whether a report that leaves at now is to be marked. x.mu is held.

@@ -152,3 +152,66 @@ func TestLeaseLapses(t *testing.T) {
 		}
 	})
 }
+
+// TestAFreeVIPIsReportedAtOnce: nobody answers for it until a peer knows.
+func TestAFreeVIPIsReportedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 2, Multicast)
+		n1, n2 := l.start(1, 1), l.start(2, 1)
+		defer n1.end()
+		defer n2.end()
+		held := addrs("192.0.2.12")
+		n2.Update(func(s *Status) { s.Held = held })
+		settled(3 * period)
+		n2.Update(func(s *Status) { s.State = balancing.Sick }) // its report has just left
+		settled(0)
+		n2.Update(func(s *Status) { s.Held = nil })
+		settled(0)
+		if got := n1.View().Node("n2"); len(got.Held) > 0 {
+			t.Errorf("n1 is not told at once that %v is free", got.Held)
+		}
+		n2.Update(func(s *Status) { s.Held = held })
+		settled(0)
+		if got := n1.View().Node("n2"); len(got.Held) > 0 {
+			t.Error("what is not urgent was told without a pause")
+		}
+	})
+}
+
+// TestMissingPeersAreCalledFor: after a partition, each side hears of the other soon; and
+// one node a side calls, not all.
+func TestMissingPeersAreCalledFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLAN(t, 5, Multicast)
+		var all []*running
+		for i := range 5 {
+			all = append(all, l.start(i+1, 1))
+			defer all[i].end()
+		}
+		side := func(a netip.Addr) bool { return a.Less(hostOf(3)) } // n1 and n2
+		for range 20 {
+			settled(3 * period)
+			l.bus.lose(func(from, to netip.Addr, _ bool) bool { return side(from) != side(to) })
+			settled(6 * period)
+			before := make([]uint64, len(all))
+			for i, n := range all {
+				before[i] = n.Counters().Sent
+			}
+			settled(4 * period)
+			for i, n := range all {
+				if sent, calls := n.Counters().Sent-before[i], i == 0 || i == 2; (sent > 30) != calls || sent > 50 {
+					t.Errorf("n%d sent %d reports in four periods", i+1, sent)
+				}
+			}
+			l.bus.lose(nil)
+			settled(period/calling*11/10 + 2*earliest)
+			for i, n := range all {
+				for j := range all {
+					if id := l.list[j].ID; i != j && !n.hears(id) {
+						t.Errorf("n%d does not hear %s", i+1, id)
+					}
+				}
+			}
+		}
+	})
+}

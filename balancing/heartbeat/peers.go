@@ -214,9 +214,18 @@ func (p *peers) expire(now time.Time) (silent []*peer) {
 	return silent
 }
 
-// alone reports whether there should be peers, and none is on-line.
-func (p *peers) alone() bool {
-	return len(p.list) > 0 && !slices.ContainsFunc(p.list, func(x *peer) bool { return x.Online })
+// calls reports whether self is the one that calls for missing peers, so that one side of a
+// network that was parted hears of the other soon: of those that hear each other it is the
+// first by name. A peer that said farewell is not missing.
+func (p *peers) calls(self balancing.NodeID) bool {
+	missing := false
+	for _, x := range p.list {
+		if x.Online && x.ID < self {
+			return false
+		}
+		missing = missing || !x.Online && !x.left
+	}
+	return missing
 }
 
 // doubt has those asked directly that should have been heard of by now, and reports whether
@@ -289,9 +298,10 @@ func (p *peers) waiting() bool {
 
 // addressed is a datagram to one peer.
 type addressed struct {
-	to   netip.Addr
-	deaf bool // this node does not hear its multicast
-	ask  bool // it is asked for a report
+	to    netip.Addr
+	deaf  bool // this node does not hear its multicast
+	heard bool // it is on-line
+	ask   bool // it is asked for a report
 }
 
 // addressees returns the peers that must be sent a datagram of their own at now: those
@@ -300,7 +310,7 @@ type addressed struct {
 // long a word about that counts, within tells.
 func (p *peers) addressees(now time.Time, mode Mode, within time.Duration, all bool) (list []addressed) {
 	for _, x := range p.list {
-		a := addressed{to: x.reach, ask: x.ask, deaf: x.unheard(now, mode, within)}
+		a := addressed{to: x.reach, ask: x.ask, deaf: x.unheard(now, mode, within), heard: x.Online}
 		apart := a.deaf || now.Sub(x.deaf) <= within
 		if a.to.IsValid() && (x.ask || x.asks || all && apart) {
 			list = append(list, a)

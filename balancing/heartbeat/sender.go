@@ -59,7 +59,7 @@ func (s *sender) report(now time.Time, due bool) {
 	}
 	r := x.compose(now)
 	to := x.peers.addressees(now, mode, x.within(), all)
-	if due && x.untold {
+	if due && x.untold && now.Sub(x.shown) >= tellEvery {
 		x.publish(now)
 	}
 	if all {
@@ -110,12 +110,13 @@ func (x *Exchange) within() time.Duration {
 func (s *sender) send(r report, mode Mode, to []addressed, all bool) {
 	start, sent := s.x.boot(), false
 	// What is for one peer alone does not leave the machine while that cannot be reached, so
-	// the kernel is shown a report for all in every mode.
+	// the kernel is shown a report for all in every mode. Where that cannot be sent, one to a
+	// peer that is heard will do.
 	if all && (mode == Auto || mode == Multicast || r.marked) {
 		sent = s.datagram(r, addressed{})
 	}
 	for _, a := range to {
-		s.datagram(r, a)
+		sent = s.datagram(r, a) && a.heard || sent
 	}
 	if sent && r.marked {
 		s.x.renew(start, r.period)
@@ -129,6 +130,9 @@ func (s *sender) datagram(r report, a addressed) bool {
 	r.sequence, r.deaf, r.ask = s.sequence, a.deaf, a.ask
 	s.plain = r.appendTo(s.plain[:0])
 	s.sealed = s.x.sealer.Load().Seal(s.sealed[:0], s.plain, s.x.site)
+	if r.marked && !s.x.entitled() { // it stood still since the report was written
+		return false
+	}
 	if err := s.t.send(s.sealed, a.to, r.marked); err != nil {
 		s.x.counters.failed.Add(1)
 		s.x.c.Log.Debug("report not sent", "to", text(a.to), "err", err)

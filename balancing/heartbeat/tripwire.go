@@ -19,10 +19,12 @@ import (
 // process dies, its kernel closes the connection, and that comes sooner than any silence
 // is noticed. It proves nothing, for a connection may be cut by others: the peer is asked.
 const (
-	wireDial  = 2 * time.Second  // for a connection to come about
-	wirePause = time.Second      // before the next attempt, at least; twice that at most
-	wireCheck = 10 * time.Second // of silence before the kernel asks whether the peer's is there still
+	wireDial  = 2 * time.Second        // for a connection to come about
+	wirePause = time.Second            // before the next attempt, at least; twice that at most
+	wireCheck = 10 * time.Second       // of silence before the kernel asks whether the peer's is there still
+	wireSound = 100 * time.Millisecond // who ends a connection sooner has not taken it
 	maxWires  = 2 * balancing.MaxNodes
+	maxPeer   = 2 // of them from one peer
 )
 
 // tripwires connects this node with its peers, as an Exchange says who they are.
@@ -96,8 +98,9 @@ func (w *tripwires) keep(ctx context.Context, id balancing.NodeID, at netip.Addr
 	}
 	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(at, uint16(local.Port)).String())
 	if err == nil {
+		began := time.Now()
 		err = await(ctx, c)
-		if ctx.Err() == nil && !errors.Is(err, unix.ETIMEDOUT) && !errors.Is(err, unix.EHOSTUNREACH) {
+		if time.Since(began) >= wireSound && ctx.Err() == nil && !errors.Is(err, unix.ETIMEDOUT) && !errors.Is(err, unix.EHOSTUNREACH) {
 			w.x.cut(id)
 		}
 	}
@@ -132,7 +135,7 @@ func (w *tripwires) accept(ctx context.Context) {
 		}
 		w.mu.Lock()
 		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		if len(w.in) >= maxWires || !w.x.knows(from) {
+		if len(w.in) >= maxWires || w.from(from) >= maxPeer || !w.x.knows(from) {
 			w.mu.Unlock()
 			c.Close()
 			continue
@@ -146,6 +149,16 @@ func (w *tripwires) accept(ctx context.Context) {
 		})
 		w.mu.Unlock()
 	}
+}
+
+// from counts the connections from an address. w.mu is held.
+func (w *tripwires) from(a netip.Addr) (n int) {
+	for c := range w.in {
+		if c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() == a {
+			n++
+		}
+	}
+	return n
 }
 
 // reachable returns the peers that are on-line, and where reports go to them.

@@ -88,7 +88,15 @@ func TestKernelTellsOfDeath(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "the peer does not come on-line", func() bool { return x.View().Node("n2").Online })
-		eventually(t, "there is no connection to the peer", func() bool { return established(t, "198.51.100.2") })
+		since := time.Time{}
+		eventually(t, "there is no connection to the peer", func() bool {
+			if !established(t, "198.51.100.2") {
+				since = time.Time{}
+			} else if since.IsZero() {
+				since = time.Now()
+			}
+			return !since.IsZero() && time.Since(since) > 2*wireSound
+		})
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

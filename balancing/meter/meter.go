@@ -249,11 +249,12 @@ func (w *watch) look(now time.Time, roused bool) {
 	m, passed := w.m, now.Sub(w.last)
 	w.last = now
 	if w.rests {
-		m.rest(&w.averages, passed, w.learn(now))
+		m.rest(&w.averages, passed, w.used(now))
 	} else {
 		m.step(&w.averages, passed)
 		if now.Sub(w.learned) >= costEvery {
-			w.learn(now)
+			w.learned = now
+			m.learn()
 		}
 	}
 	if now.Sub(w.guarded) >= guardEvery {

@@ -22,6 +22,9 @@ const (
 	restBelow = 0.05
 )
 
+// Rests reports whether the node is at rest: it has no requests, and next to nothing to do.
+func (m *Meter) Rests() bool { return m.resting.Load() }
+
 // rouse has Run look more often, from now on.
 func (m *Meter) rouse() {
 	if m.resting.CompareAndSwap(true, false) {
@@ -37,22 +40,26 @@ func (m *Meter) rest(a *averages, passed time.Duration, cpu float64) {
 	m.mix(a, passed, averages{cpu: cpu, lag: lag(passed, restEvery)})
 }
 
-// learn learns the costs of the routes, and returns the CPU time used since it last did, as
-// a part of capacity.
-func (w *watch) learn(now time.Time) float64 {
-	used, passed := w.m.costs.used, now.Sub(w.learned)
-	w.m.learn()
-	w.learned = now
+// used returns the CPU time used since it was last called, or costs were learned, as a part
+// of capacity.
+func (w *watch) used(now time.Time) float64 {
+	passed, was := now.Sub(w.learned), w.m.costs.used
+	w.m.costs.used, w.learned = w.m.cpuTime(), now // it is the cost of no request
 	if passed <= 0 {
 		return 0
 	}
-	return (w.m.costs.used - used).Seconds() / passed.Seconds() / float64(runtime.GOMAXPROCS(0))
+	return (w.m.costs.used - was).Seconds() / passed.Seconds() / float64(runtime.GOMAXPROCS(0))
 }
 
 // settle decides whether the node is at rest.
 func (w *watch) settle(now time.Time, roused bool) {
 	m := w.m
-	if roused || max(w.cpu, w.requests, w.lag) >= restBelow || m.InFlight() > 0 {
+	switch {
+	case roused, max(w.cpu, w.requests, w.lag) >= restBelow:
+		w.busy = now
+	case w.rests:
+		return // a request would have roused it
+	case m.InFlight() > 0:
 		w.busy = now
 	}
 	w.rests = now.Sub(w.busy) >= restAfter

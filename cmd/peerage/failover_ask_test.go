@@ -98,6 +98,7 @@ func leading(p []byte) (uint16, bool) {
 // answered is what came of the questions.
 type answered struct {
 	outage time.Duration // longest time between two that were answered
+	began  time.Time     // when it began
 	lost   time.Duration // askEvery for each that was not
 	stall  time.Duration // longest time between two that were asked
 }
@@ -136,7 +137,13 @@ func (l *lan) ask(t *testing.T, vip netip.Addr, q question) (end func() answered
 		<-time.After(dnsPatience) // the last answers are under way
 		c.Close()
 		tasks.Wait()
-		return answered{a.outage(), time.Duration(len(a.at)) * askEvery, late}
+		r := answered{outage: a.outage(), lost: time.Duration(len(a.at)) * askEvery, stall: late}
+		for i, at := range append(a.good[1:], a.last) { // in order, now
+			if at.Sub(a.good[i]) == r.outage {
+				r.began = a.good[i]
+			}
+		}
+		return r
 	})
 	t.Cleanup(func() { finish() })
 	return finish

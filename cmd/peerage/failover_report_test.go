@@ -117,12 +117,15 @@ func failoverNotes(outcomes []outcome) string {
 			fewest, most = min(fewest, n), max(most, n)
 		}
 	}
-	load, late := summary(all, func(o outcome) float64 { return o.Load }), summary(all, func(o outcome) float64 { return o.Late })
+	late := summary(all, func(o outcome) float64 { return o.Late })
+	waited := summary(all, func(o outcome) float64 { return o.Waited })
+	load := summary(all, func(o outcome) float64 { return o.Load })
 	return fmt.Sprintf(`
 Milliseconds: median / 90th percentile / largest of %d to %d failures. … : two still answered when
-the failure was mended, 4 s after it began. The client was late by %s ms; %d failures in which it was late by more
-than %d ms were tried again. Load of the machine %.1f / %.1f / %.1f.
-`, fewest, most, late, len(outcomes)-len(all), tooLate.Milliseconds(), load.median, load.p90, load.max)
+the failure was mended, 4 s after it began. The client was late by %s ms, a process waited for
+a CPU in %s %% of the time; %d failures in which it was more than %d ms or %d %% do not count.
+Load of the machine %.1f / %.1f / %.1f.
+`, fewest, most, late, waited, len(outcomes)-len(all), tooLate.Milliseconds(), tooBusy, load.median, load.p90, load.max)
 }
 
 // failoverPicture is what the template draws; places and sizes in pixels.
@@ -159,10 +162,11 @@ type failoverBand struct {
 	Marks     []failoverMark
 }
 
-// failoverMark reaches from the median to the largest.
+// failoverMark is a faint stem from nothing to the median, From, and a line to the largest.
 type failoverMark struct {
 	Y, Series     int
 	Square        bool
+	Nothing       float64
 	From, To, End float64 // End is where the text is
 	Text          string
 }
@@ -196,7 +200,7 @@ func failoverChart(w io.Writer, outcomes []outcome) error {
 		return nameWidth + darkWidth + textWidth + twoWidth*min(ms/failedFor.Seconds()/1000, 1)
 	}
 	p.Panels = []failoverPanel{
-		{X: nameWidth, Width: darkWidth, Title: "the service does not answer (median, and line to the longest)"},
+		{X: nameWidth, Width: darkWidth, Title: "the service does not answer: median, and line to the longest"},
 		{X: nameWidth + darkWidth + textWidth, Width: twoWidth, Title: "two machines answer for the VIP"},
 	}
 	for _, ms := range []float64{5, 10, 50, 100, 500, 1000, 5000} {
@@ -224,7 +228,7 @@ func failoverChart(w io.Writer, outcomes []outcome) error {
 				}
 				band.Marks = append(band.Marks, failoverMark{
 					Y: band.Y + 16 + 16*k, Series: k, Square: k%2 == 1,
-					From: at(f.median), To: at(f.max), End: at(f.max) + 9, Text: text,
+					Nothing: at(0), From: at(f.median), To: at(f.max), End: at(f.max) + 9, Text: text,
 				})
 			}
 			mark(func(o outcome) float64 { return o.Service }, dark, nil)
@@ -262,7 +266,7 @@ var failoverDrawing = template.Must(template.New("failover").Parse(`<svg xmlns="
 {{end}}{{end}}{{$bottom := .Bottom}}{{range .Panels}}<text class="ink" x="{{.X}}" y="88" font-weight="bold">{{.Title}}</text>
 {{range .Ticks}}<path class="grid" d="M{{.X}} 100V{{$bottom}}"/><text class="dim" x="{{.X}}" y="{{$bottom}}" dy="18" text-anchor="middle">{{.Text}}</text>
 {{end}}{{end}}{{range .Bands}}<text class="ink" x="16" y="{{.Middle}}" dy="4" font-size="12">{{.Name}}</text>
-{{range .Marks}}<path class="s{{.Series}}" d="M{{.From}} {{.Y}}H{{.To}}" stroke-width="2"/>{{if .Square}}<rect class="s{{.Series}}" x="{{.From}}" y="{{.Y}}" width="8" height="8" transform="translate(-4 -4)"/>{{else}}<circle class="s{{.Series}}" cx="{{.From}}" cy="{{.Y}}" r="4.5"/>{{end}}<text class="dim" x="{{.End}}" y="{{.Y}}" dy="4" font-size="10">{{.Text}}</text>
+{{range .Marks}}<path class="s{{.Series}}" d="M{{.Nothing}} {{.Y}}H{{.From}}" stroke-width="6" stroke-opacity="0.25"/><path class="s{{.Series}}" d="M{{.From}} {{.Y}}H{{.To}}" stroke-width="2"/>{{if .Square}}<rect class="s{{.Series}}" x="{{.From}}" y="{{.Y}}" width="8" height="8" transform="translate(-4 -4)"/>{{else}}<circle class="s{{.Series}}" cx="{{.From}}" cy="{{.Y}}" r="4.5"/>{{end}}<text class="dim" x="{{.End}}" y="{{.Y}}" dy="4" font-size="10">{{.Text}}</text>
 {{end}}{{end}}<text class="dim" x="16" y="{{.Height}}" dy="-10" font-size="10">Milliseconds; 5 is the pause between two questions. Failures last for 4 s. … : two machines answer until the failure is mended.</text>
 </svg>
 `))

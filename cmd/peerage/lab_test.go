@@ -127,7 +127,7 @@ func TestLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	up := u.run("up", "--nodes", "2", "--period", "100ms", "--ipv6")
+	up := u.run("up", "--nodes", "2", "--ipv6")
 	for _, want := range []string{"lab exec --dir " + u.dir + " client curl", "192.0.2.21", "2001:db8::22", "pg-client"} {
 		if !strings.Contains(up, want) {
 			t.Errorf("up does not print %q:\n%s", want, up)
@@ -140,11 +140,26 @@ func TestLab(t *testing.T) {
 		t.Errorf("the namespaces have the names %v, want those of six machines and the switches", names)
 	}
 
+	t.Run("another lab", func(t *testing.T) {
+		other := &labUser{t: t, attr: u.attr, dir: u.dir + "2"}
+		if out, status := other.try("up", "--nodes", "1"); status != 1 || !strings.Contains(out, "another lab runs") {
+			t.Errorf("up with another --dir: exit status %d, %s", status, out)
+		}
+		if _, err := os.Lstat(other.dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("it leaves its directory, or %v", err)
+		}
+		if st := u.status(); len(st.Machines[0].Node.Processes) != 2 || len(st.Machines[1].Node.Processes) != 2 {
+			t.Errorf("the nodes of the first are now %+v, %+v", st.Machines[0].Node, st.Machines[1].Node)
+		}
+		if names, _ := filepath.Glob("/run/netns/pg-*"); len(names) != 7 {
+			t.Errorf("of the names of the first there are %v", names)
+		}
+	})
 	t.Run("the site", func(t *testing.T) {
-		if got := u.run("exec", "client", "curl", "-sS", "https://www.peerage.test/whoami"); !strings.Contains(got, "192.0.2.254") && !strings.Contains(got, "2001:db8::254") {
+		if got := u.run("exec", "client", "curl", "-sS", "-m", "30", "https://www.peerage.test/whoami"); !strings.Contains(got, "192.0.2.254") && !strings.Contains(got, "2001:db8::254") {
 			t.Errorf("the site does not know the client:\n%s", got)
 		}
-		if got := u.run("exec", "world", "curl", "-sS", "-4", "https://www.peerage.test/whoami"); !strings.Contains(got, "198.51.100.10") {
+		if got := u.run("exec", "world", "curl", "-sS", "-m", "30", "-4", "https://www.peerage.test/whoami"); !strings.Contains(got, "198.51.100.10") {
 			t.Errorf("the site does not know who comes by the router:\n%s", got)
 		}
 		if got := strings.Fields(u.run("exec", "client", "dig", "+short", "@192.0.2.22", "www.peerage.test")); len(got) != 2 {
@@ -155,7 +170,7 @@ func TestLab(t *testing.T) {
 	t.Run("a node dies and returns", func(t *testing.T) {
 		u.run("kill", "n1")
 		u.await("a peer answers", "n1", func(holder string) bool { return holder == "n2" })
-		u.run("exec", "client", "curl", "-sS", "--resolve", "www.peerage.test:443:192.0.2.21", "https://www.peerage.test/whoami")
+		u.run("exec", "client", "curl", "-sS", "-m", "30", "--resolve", "www.peerage.test:443:192.0.2.21", "https://www.peerage.test/whoami")
 		if out, status := u.try("kill", "n1"); status != 2 || !strings.Contains(out, "lab start n1") {
 			t.Errorf("it is killed again: exit status %d, %s", status, out)
 		}
@@ -185,7 +200,13 @@ func TestLab(t *testing.T) {
 		}
 	})
 
+	stranger := startByIP(t)
 	u.run("down")
+	if stranger != nil {
+		if err := stranger.Wait(); fmt.Sprint(err) != "signal: killed" {
+			t.Errorf("a program that was started by 'ip netns exec' ended with: %v", err)
+		}
+	}
 	if left := u.left(); left != "" {
 		t.Errorf("left after down: %s", left)
 	}
@@ -198,6 +219,26 @@ func TestLab(t *testing.T) {
 	if out, status := u.try("down"); status != 1 || !strings.Contains(out, "no lab runs in "+u.dir) {
 		t.Errorf("a second down: exit status %d, %s", status, out)
 	}
+}
+
+// startByIP starts a program on n1 without the lab, if this machine has an 'ip'.
+func startByIP(t *testing.T) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("ip", "netns", "exec", "pg-n1", "sh", "-c", "echo; exec sleep 1000")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Log(err)
+		return nil
+	}
+	var b [1]byte
+	if _, err := out.Read(b[:]); err != nil {
+		t.Errorf("ip netns exec pg-n1: %v, %v", err, cmd.Wait())
+		return nil
+	}
+	return cmd
 }
 
 // testLabExec runs programs on machines: with files, and at a terminal.
@@ -319,11 +360,11 @@ func TestLabWithoutPrivileges(t *testing.T) {
 			GidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: os.Getgid(), Size: 1}},
 		}
 	}
-	up := u.run("up", "--nodes", "2", "--period", "100ms")
+	up := u.run("up", "--nodes", "2")
 	if strings.Contains(up, "pg-n1") {
 		t.Errorf("a namespace has a name:\n%s", up)
 	}
-	if got := u.run("exec", "client", "curl", "-sS", "https://www.peerage.test/whoami"); !strings.Contains(got, "192.0.2.254") {
+	if got := u.run("exec", "client", "curl", "-sS", "-m", "30", "https://www.peerage.test/whoami"); !strings.Contains(got, "192.0.2.254") {
 		t.Errorf("the site does not know the client:\n%s", got)
 	}
 	path := filepath.Join(t.TempDir(), "n2.pcapng")

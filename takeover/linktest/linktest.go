@@ -49,6 +49,7 @@ func (l *LAN) Host(name string) *Fake {
 	defer l.mu.Unlock()
 	f := &Fake{lan: l, name: name, segment: -1, until: make(map[netip.Addr]time.Time)}
 	l.hosts = append(l.hosts, f)
+	f.station = net.HardwareAddr{2, 0, 0, 0, 0, byte(len(l.hosts))}
 	return f
 }
 
@@ -108,8 +109,9 @@ func (l *LAN) String() string {
 
 // Fake is a [takeover.Link] in memory.
 type Fake struct {
-	lan  *LAN
-	name string
+	lan     *LAN
+	name    string
+	station net.HardwareAddr
 
 	// Guarded by lan.mu.
 	addrs   []netip.Addr             // sorted
@@ -192,32 +194,43 @@ func (f *Fake) Remove(ctx context.Context, vip netip.Addr) error {
 	})
 }
 
-// Announce implements [takeover.Link].
+// Announce implements [takeover.Link]. The watches of the others see it.
 func (f *Fake) Announce(ctx context.Context, vip netip.Addr) error {
-	return f.change(ctx, "announce", vip, func() error {
+	var watches []func(takeover.Sighting)
+	err := f.change(ctx, "announce", vip, func() error {
 		f.note("announces %s", vip)
+		for _, g := range f.lan.hosts {
+			if g != f && g.segment == f.segment && !g.down && g.saw != nil {
+				watches = append(watches, g.saw)
+			}
+		}
 		return nil
 	})
+	for _, saw := range watches {
+		saw(takeover.Sighting{VIP: vip, Station: f.station})
+	}
+	return err
 }
 
 // Probe implements [takeover.Link].
 func (f *Fake) Probe(ctx context.Context, vip netip.Addr) (bool, error) {
-	answered := false
-	look := func() error {
-		answered = f.others(vip) != nil
-		return nil
+	second := f.lan.probeTime * 5 / 12 // when it is asked again, as on a real link
+	for _, wait := range []time.Duration{second, f.lan.probeTime - second} {
+		answered := false
+		err := f.call(ctx, func() error {
+			answered = f.others(vip) != nil
+			return nil
+		})
+		if answered || err != nil {
+			return answered, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
 	}
-	if err := f.call(ctx, look); answered || err != nil {
-		return answered, err
-	}
-	wait := time.NewTimer(f.lan.probeTime)
-	defer wait.Stop()
-	select {
-	case <-wait.C:
-		return answered, f.call(ctx, look)
-	case <-ctx.Done():
-		return false, ctx.Err()
-	}
+	return false, f.call(ctx, func() error { return nil })
 }
 
 // Confirm implements [takeover.Link].
@@ -255,7 +268,8 @@ func (f *Fake) Fence(ctx context.Context, vips []netip.Addr, lease time.Duration
 	})
 }
 
-// Watch implements [takeover.Link]: it sees what [Fake.See] shows it.
+// Watch implements [takeover.Link]: it sees what other hosts announce, and what [Fake.See]
+// shows it.
 func (f *Fake) Watch(ctx context.Context, _ []netip.Addr, saw func(takeover.Sighting)) error {
 	f.locked(func() { f.saw = saw })
 	<-ctx.Done()

@@ -1,41 +1,24 @@
 package fence
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/mdlayher/arp"
-	"github.com/mdlayher/ndp"
-	"github.com/mdlayher/packet"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"peerage/balancing/nstest"
 )
 
 const mark = 0x70656572
-
-func TestMain(m *testing.M) {
-	if os.Getenv(ownerVariable) != "" {
-		ownFence()
-		return
-	}
-	os.Exit(m.Run())
-}
 
 // TestInNamespace runs the tests that need a network of their own in a child process that
 // has one.
@@ -69,105 +52,6 @@ func TestInNamespace(t *testing.T) {
 	}
 }
 
-// The other devices that carry VIPs. Those that a kernel may lack have tests of their own.
-func TestOnBridge(t *testing.T) {
-	testOn(t, func(wire string) (string, error) {
-		a := netlink.NewLinkAttrs()
-		a.Name, a.HardwareAddr = "bridge-"+wire, stationOf(wire)
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: a}); err != nil {
-			return "", err
-		}
-		port, err := netlink.LinkByName(wire)
-		if err != nil {
-			return "", err
-		}
-		return a.Name, netlink.LinkSetMaster(port, &netlink.Bridge{LinkAttrs: a})
-	})
-}
-
-func TestOnMACVLAN(t *testing.T) {
-	testOn(t, func(wire string) (string, error) {
-		a, err := attrsOn(wire, "macvlan-"+wire)
-		if err != nil {
-			return "", err
-		}
-		a.HardwareAddr = stationOf(wire)
-		below := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: a.ParentIndex}}
-		return a.Name, errors.Join(
-			netlink.LinkSetHardwareAddr(below, net.HardwareAddr{2, 0, 0, 0, 1, stationOf(wire)[5]}), // the two must differ
-			netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: a, Mode: netlink.MACVLAN_MODE_BRIDGE}))
-	})
-}
-
-func TestOnVLAN(t *testing.T) {
-	testOn(t, func(wire string) (string, error) {
-		a, err := attrsOn(wire, wire+".10")
-		return a.Name, errors.Join(err, netlink.LinkAdd(&netlink.Vlan{LinkAttrs: a, VlanId: 10}))
-	})
-}
-
-func TestOnBond(t *testing.T) {
-	testOn(t, func(wire string) (string, error) {
-		a := netlink.NewLinkAttrs()
-		a.Name, a.HardwareAddr = "bond-"+wire, stationOf(wire)
-		bond := netlink.NewLinkBond(a)
-		bond.Mode = netlink.BOND_MODE_ACTIVE_BACKUP
-		if err := netlink.LinkAdd(bond); err != nil {
-			return "", err
-		}
-		member, err := netlink.LinkByName(wire)
-		if err != nil {
-			return "", err
-		}
-		return a.Name, netlink.LinkSetMaster(member, bond)
-	})
-}
-
-func testOn(t *testing.T, device func(wire string) (string, error)) {
-	if !nstest.Inside() {
-		nstest.Rerun(t)
-		return
-	}
-	l := newLAN(t, device)
-	t.Run("a marked packet opens it", func(t *testing.T) { testOpens(t, l) })
-	t.Run("what leaves", func(t *testing.T) { testOutgoing(t, l) })
-	t.Run("closes when the lease is over", func(t *testing.T) { testLease(t, l) })
-	t.Run("a mark from the device below opens nothing", func(t *testing.T) { testMarkFromBelow(t, l) })
-}
-
-// testMarkFromBelow is without the owner, whose table would stop the packets as well.
-func testMarkFromBelow(t *testing.T, l *lan) {
-	owner := l.startOwner(t)
-	must(t, owner.Kill())
-	_, err := owner.Wait()
-	must(t, err)
-	c, err := dial()
-	must(t, err)
-	defer c.close()
-	below := table{name: "below", chains: []chain{
-		{name: "below", place: in(nodeWire, 0), rules: []rule{newRule(meta(unix.NFT_META_MARK), change(0, passBit), setMark())}},
-	}}
-	must(t, c.transact(below.ruleChanges(state{}, true)))
-	l.expectStopped(t)
-}
-
-func attrsOn(wire, name string) (netlink.LinkAttrs, error) {
-	a := netlink.NewLinkAttrs()
-	a.Name = name
-	parent, err := netlink.LinkByName(wire)
-	if err == nil {
-		a.ParentIndex = parent.Attrs().Index
-	}
-	return a, err
-}
-
-func stationOf(wire string) net.HardwareAddr {
-	if wire == nodeWire {
-		return slices.Clone(nodeMAC)
-	}
-	return slices.Clone(neighbourMAC)
-}
-
 // config has a lease that does not end by itself.
 func (l *lan) config() Config {
 	return Config{Device: l.device, Reports: l.device, Mark: mark, VIPs: []netip.Addr{vip4, vip6}, Lease: time.Hour}
@@ -185,39 +69,6 @@ func (l *lan) fence(t *testing.T, c Config) *Fence {
 	})
 	must(t, f.Set(c))
 	return f
-}
-
-// asked is a question and the same about the host.
-type asked struct{ q, host question }
-
-// incoming are the questions of the neighbour about VIPs.
-func (l *lan) incoming(vips ...netip.Addr) (all []asked) {
-	for _, vip := range vips {
-		host := host4
-		if vip.Is6() {
-			host = host6
-		}
-		for _, ask := range []func(netip.Addr) question{l.ping, l.resolve, l.resolveDirectly} {
-			all = append(all, asked{ask(vip), ask(host)})
-		}
-	}
-	return all
-}
-
-func (l *lan) expectOpen(t *testing.T, all []asked) {
-	t.Helper()
-	for _, a := range all {
-		l.expect(t, a.q, a.host)
-	}
-}
-
-func (l *lan) expectClosed(t *testing.T, all []asked) {
-	t.Helper()
-	for _, a := range all {
-		if !l.silent(t, a.q, a.host) {
-			t.Errorf("%s: the fence is open", a.q.answer)
-		}
-	}
 }
 
 // report sends what opens the fence, if the mark is right.
@@ -240,183 +91,6 @@ func sendMarked(from, to netip.AddrPort, mark int) error {
 	}
 	_, err = c.WriteTo([]byte("report"), net.UDPAddrFromAddrPort(to))
 	return errors.Join(err, c.Close())
-}
-
-func testOpens(t *testing.T, l *lan) {
-	l.fence(t, l.config())
-	all := l.incoming(vip4, vip6)
-	l.expectClosed(t, all)
-	l.report(t, 0)
-	l.report(t, mark+1)
-	l.expectClosed(t, all)
-	l.report(t, mark)
-	l.expectOpen(t, all)
-	l.expectOpen(t, l.incoming(spare4, spare6)) // not fenced at all
-}
-
-// outgoing are what the node sends as if it had the VIPs, each time with what it sends as
-// the host.
-func (l *lan) outgoing(t *testing.T) []asked {
-	t.Helper()
-	arps, ipv6 := l.nodeSends(t, unix.ETH_P_ARP), l.nodeSends(t, unix.ETH_P_IPV6)
-	announced := func(op arp.Operation, a netip.Addr) question {
-		return arps(fmt.Sprintf("ARP %d of %s for %s", op, a, far4), arpPacket(op, nodeMAC, a, far4))
-	}
-	advertised := func(target, from netip.Addr) question {
-		return ipv6(fmt.Sprintf("NA of %s from %s", target, from),
-			ndpPacket(from, netip.IPv6LinkLocalAllNodes(), &ndp.NeighborAdvertisement{TargetAddress: target}))
-	}
-	return []asked{
-		{datagram(vip4, 0), datagram(host4, 0)},
-		{datagram(vip6, 0), datagram(host6, 0)},
-		{announced(arp.OperationRequest, vip4), announced(arp.OperationRequest, host4)},
-		{announced(arp.OperationReply, vip4), announced(arp.OperationReply, host4)},
-		{advertised(vip6, host6), advertised(host6, host6)},
-	}
-}
-
-// datagram is one of the node, with a mark.
-func datagram(from netip.Addr, mark int) question {
-	to := far4
-	if from.Is6() {
-		to = far6
-	}
-	return question{answer: fmt.Sprintf("UDP from %s to %s", from, to), send: func() error {
-		return sendMarked(netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, 9), mark)
-	}}
-}
-
-// nodeSends returns what makes a question of a packet of the node, whatever its addresses.
-func (l *lan) nodeSends(t *testing.T, etherType int) func(answer string, data []byte) question {
-	t.Helper()
-	ifi, err := net.InterfaceByName(l.device)
-	must(t, err)
-	c, err := packet.Listen(ifi, packet.Datagram, etherType, nil)
-	must(t, err)
-	t.Cleanup(func() { c.Close() })
-	return func(answer string, data []byte) question {
-		return question{answer: answer, send: func() error {
-			_, err := c.WriteTo(data, &packet.Addr{HardwareAddr: everyone})
-			if errors.Is(err, unix.ENOBUFS) {
-				return nil // what a packet socket is told of a packet that was dropped
-			}
-			return err
-		}}
-	}
-}
-
-func testOutgoing(t *testing.T, l *lan) {
-	f := l.fence(t, l.config())
-	all := l.outgoing(t)
-	l.expectClosed(t, all)
-	arps, ipv4, ipv6 := l.nodeSends(t, unix.ETH_P_ARP), l.nodeSends(t, unix.ETH_P_IP), l.nodeSends(t, unix.ETH_P_IPV6)
-	nobody4, nobody6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
-	udp := make([]byte, 8)
-	l.expect(t, // a peer may have it
-		arps("ARP 1 of 0.0.0.0 for 192.0.2.11", arpPacket(arp.OperationRequest, nodeMAC, nobody4, vip4)),
-		arps("ARP 1 of 192.0.2.2 for 192.0.2.11", arpPacket(arp.OperationRequest, nodeMAC, host4, vip4)),
-		ipv6("NS of 2001:db8::11 from ::", ndpPacket(nobody6, solicited(vip6), &ndp.NeighborSolicitation{TargetAddress: vip6})),
-		ipv4("UDP from 192.0.2.2 to 192.0.2.11", ipv4Packet(host4, vip4, unix.IPPROTO_UDP, udp)),
-		ipv6("UDP from 2001:db8::2 to 2001:db8::11", ipv6Packet(host6, vip6, unix.IPPROTO_UDP, udp)))
-	l.report(t, mark)
-	l.expectOpen(t, all)
-	must(t, f.Revoke())
-	l.expectClosed(t, all)
-}
-
-// testIncoming looks at what comes as far as the node's stack.
-func testIncoming(t *testing.T, l *lan) {
-	f := l.fence(t, l.config())
-	l.expectStopped(t)
-	l.report(t, mark)
-	for _, frame := range append(forVIPs(), ofPeers()...) {
-		if !l.arrives(t, frame) {
-			t.Errorf("%s: does not come in, though the fence is open", frame.name)
-		}
-	}
-	must(t, f.Revoke())
-	l.expectStopped(t)
-}
-
-// expectStopped sends all to the closed fence.
-func (l *lan) expectStopped(t *testing.T) {
-	t.Helper()
-	for _, frame := range forVIPs() {
-		if l.arrives(t, frame) {
-			t.Errorf("%s: comes in, though the fence is closed", frame.name)
-		}
-	}
-	for _, frame := range ofPeers() {
-		if !l.arrives(t, frame) {
-			t.Errorf("%s: does not come in", frame.name)
-		}
-	}
-}
-
-// frame is one of the neighbour, from its network header on.
-type frame struct {
-	name      string
-	etherType uint16
-	data      []byte
-}
-
-var other = net.HardwareAddr{2, 0, 0, 0, 0, 9}
-
-// forVIPs are the frames that come in while the fence is open.
-func forVIPs() []frame {
-	nobody4, nobody6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
-	return []frame{
-		{"IPv4 for a VIP", unix.ETH_P_IP, ipv4Packet(far4, vip4, 253, nil)},
-		{"IPv6 for a VIP", unix.ETH_P_IPV6, ipv6Packet(far6, vip6, 253, nil)},
-		{"ARP request", unix.ETH_P_ARP, arpPacket(arp.OperationRequest, other, far4, vip4)},
-		{"ARP probe", unix.ETH_P_ARP, arpPacket(arp.OperationRequest, other, nobody4, vip4)},
-		{"NS", unix.ETH_P_IPV6, ndpPacket(nobody6, solicited(vip6), &ndp.NeighborSolicitation{TargetAddress: vip6})},
-	}
-}
-
-// ofPeers are those that come in at all times: that others have a VIP, and what they do
-// with it.
-func ofPeers() []frame {
-	na := &ndp.NeighborAdvertisement{TargetAddress: vip6}
-	return []frame{
-		{"IPv4 from a VIP", unix.ETH_P_IP, ipv4Packet(vip4, host4, 253, nil)},
-		{"IPv6 from a VIP", unix.ETH_P_IPV6, ipv6Packet(vip6, host6, 253, nil)},
-		{"gratuitous ARP request", unix.ETH_P_ARP, arpPacket(arp.OperationRequest, other, vip4, vip4)},
-		{"gratuitous ARP reply", unix.ETH_P_ARP, arpPacket(arp.OperationReply, other, vip4, vip4)},
-		{"ARP request from a VIP", unix.ETH_P_ARP, arpPacket(arp.OperationRequest, other, vip4, host4)},
-		{"ARP reply to a probe", unix.ETH_P_ARP, arpPacket(arp.OperationReply, other, vip4, netip.IPv4Unspecified())},
-		{"ARP reply to a VIP", unix.ETH_P_ARP, arpPacket(arp.OperationReply, other, far4, vip4)},
-		{"unsolicited NA", unix.ETH_P_IPV6, ndpPacket(vip6, netip.IPv6LinkLocalAllNodes(), na)},
-		{"NA to a prober", unix.ETH_P_IPV6, ndpPacket(vip6, host6, na)},
-	}
-}
-
-// arrives reports whether a frame gets past the fence before another that is not fenced.
-func (l *lan) arrives(t *testing.T, f frame) (arrived bool) {
-	t.Helper()
-	marker := map[uint16][]byte{
-		unix.ETH_P_ARP:  arpPacket(arp.OperationRequest, neighbourMAC, far4, far4.Next()),
-		unix.ETH_P_IP:   ipv4Packet(far4, host4, 254, nil),
-		unix.ETH_P_IPV6: ipv6Packet(far6, host6, 254, nil),
-	}[f.etherType]
-	ifi, err := net.InterfaceByName(l.device)
-	must(t, err)
-	conn, err := packet.Listen(ifi, packet.Datagram, int(f.etherType), nil)
-	must(t, err)
-	defer conn.Close()
-	must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second))) // only ever reached by a failure
-	must(t, l.sends(nodeMAC, f.etherType, f.data))
-	must(t, l.sends(nodeMAC, f.etherType, marker))
-	for buf := make([]byte, 1500); ; {
-		n, _, err := conn.ReadFrom(buf)
-		must(t, err)
-		switch string(buf[:n]) {
-		case string(f.data):
-			arrived = true
-		case string(marker):
-			return arrived
-		}
-	}
 }
 
 // testLease waits for the kernel, whose timer no test can turn on.
@@ -591,140 +265,6 @@ func tables(t *testing.T, c *conn) string {
 	return b.String()
 }
 
-const ownerVariable = "PEERAGE_TEST_OWN_FENCE"
-
-// ownFence is the process that is killed.
-func ownFence() {
-	device := os.Getenv(ownerVariable)
-	f, err := Open()
-	if err == nil {
-		l := lan{device: device}
-		err = errors.Join(f.Set(l.config()), sendMarked(netip.AddrPortFrom(host4, 0), netip.AddrPortFrom(far4, 7947), mark))
-	}
-	fmt.Println(err)
-	_, _ = io.Copy(io.Discard, os.Stdin) // until the end of the test, if nobody kills it
-}
-
-// startOwner starts it, and returns when it has opened the fence.
-func (l *lan) startOwner(tb testing.TB) *os.Process {
-	tb.Helper()
-	cmd := exec.CommandContext(tb.Context(), "/proc/self/exe")
-	cmd.Env = append(os.Environ(), ownerVariable+"="+l.device)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	must(tb, err)
-	tb.Cleanup(func() { in.Close() })
-	out, err := cmd.StdoutPipe()
-	must(tb, err)
-	must(tb, cmd.Start())
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {
-		tb.Fatalf("the owner of the fence says %q, %v", line, err)
-	}
-	return cmd.Process
-}
-
-func testOwnerKilled(t *testing.T, l *lan) {
-	all := slices.Concat(l.incoming(vip4, vip6), l.outgoing(t))
-	for range 2 { // the second finds what the first left
-		owner := l.startOwner(t)
-		l.expectOpen(t, all)
-		must(t, owner.Kill())
-		if s, err := owner.Wait(); err != nil || s.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-			t.Fatalf("the owner ended otherwise: %v, %v", s, err)
-		}
-		l.expectClosed(t, all)
-		l.report(t, mark)
-		l.expectClosed(t, append(all, asked{datagram(vip4, passBit), datagram(host4, passBit)}))
-		l.expectStopped(t)
-	}
-	f, err := Open()
-	must(t, err)
-	defer f.Close()
-	l.report(t, mark)
-	l.expectClosed(t, all)
-	must(t, f.Set(l.config()))
-	l.expectClosed(t, all)
-	l.report(t, mark)
-	l.expectOpen(t, all)
-}
-
-func testOneOwner(t *testing.T, l *lan) {
-	f := l.fence(t, l.config())
-	l.report(t, mark)
-	if _, err := Open(); err == nil || !strings.Contains(err.Error(), "another process") {
-		t.Errorf("a second fence: got %v, want that another process has it", err)
-	}
-	must(t, f.Set(l.config()))
-	l.expectOpen(t, l.incoming(vip4, vip6))
-}
-
-// TestDeviceMadeAnew lays the wire a second time. A kernel before 6.16 removes the chains
-// of a device with it.
-func TestDeviceMadeAnew(t *testing.T) {
-	if !nstest.Inside() {
-		nstest.Rerun(t)
-		return
-	}
-	l := newLAN(t, nil)
-	c := l.config()
-	f := l.fence(t, c)
-	for _, removed := range []bool{false, true} {
-		l.report(t, mark)
-		l.expectOpen(t, l.incoming(vip4, vip6))
-		must(t, f.Set(c)) // and all is found as it should be
-		must(t, netlink.LinkDel(byName(t, nodeWire)))
-		if err := f.Set(c); !errors.Is(err, unix.ENODEV) {
-			t.Errorf("without the device: got %v, want %v", err, unix.ENODEV)
-		}
-		if removed {
-			for _, table := range []table{standingTable(c), ownedTable(c)} {
-				have, err := f.conn.read(table.name)
-				must(t, err)
-				msgs := []message{table.flush()}
-				for name, h := range have.chains {
-					if h.device != "" {
-						msgs = append(msgs, table.chainMessage(unix.NFT_MSG_DELCHAIN, 0, name, nil))
-					}
-				}
-				must(t, f.conn.transact(msgs))
-			}
-		}
-		l = newLAN(t, nil)
-		must(t, f.Set(c))
-		must(t, f.Revoke())
-		l.expectClosed(t, append(l.incoming(vip4, vip6), l.outgoing(t)...))
-	}
-	l.report(t, mark)
-	l.expectOpen(t, l.incoming(vip4, vip6))
-}
-
-func testReportsElsewhere(t *testing.T, l *lan) {
-	a := netlink.NewLinkAttrs()
-	a.Name = "inside0"
-	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: a, PeerName: "inside1"}))
-	inside := byName(t, a.Name)
-	defer netlink.LinkDel(inside)
-	must(t, netlink.LinkSetUp(byName(t, "inside1")))
-	must(t, netlink.LinkSetUp(inside))
-	from, to := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")
-	must(t, netlink.AddrAdd(inside, &netlink.Addr{IPNet: &net.IPNet{IP: from.AsSlice(), Mask: net.CIDRMask(24, 32)}}))
-	must(t, netlink.NeighSet(&netlink.Neigh{
-		LinkIndex: inside.Attrs().Index, State: netlink.NUD_PERMANENT, IP: to.AsSlice(), HardwareAddr: neighbourMAC,
-	}))
-	c := l.config()
-	f := l.fence(t, c)
-	all := l.incoming(vip4, vip6)
-	l.report(t, mark)
-	c.Reports = a.Name
-	must(t, f.Set(c))
-	l.expectOpen(t, all)
-	must(t, f.Revoke())
-	l.report(t, mark) // by the wrong one
-	l.expectClosed(t, all)
-	must(t, sendMarked(netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, 7947), mark))
-	l.expectOpen(t, all)
-}
-
 func testErrors(t *testing.T, l *lan) {
 	f, err := Open()
 	must(t, err)
@@ -756,23 +296,6 @@ func testErrors(t *testing.T, l *lan) {
 	}
 	if err := f.Revoke(); !errors.Is(err, errClosed) {
 		t.Errorf("revoke when closed: got %v", err)
-	}
-}
-
-func testNotPermitted(t *testing.T, _ *lan) {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the capabilities are the thread's
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		err := unix.Capset(&header, &none[0])
-		if err == nil {
-			_, err = Open()
-		}
-		result <- err
-	}()
-	if err := <-result; !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
-		t.Errorf("got %v, want that it needs CAP_NET_ADMIN", err)
 	}
 }
 

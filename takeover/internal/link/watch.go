@@ -38,10 +38,10 @@ const rewatch = time.Second
 func (i *Interface) Watch(ctx context.Context, vips []netip.Addr, saw func(Sighting)) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	changed := make(chan struct{}, 1)
-	if err := i.subscribe(ctx, &tasks, func() {
+	if err := i.subscribe(ctx, end, &tasks, func() {
 		saw(Sighting{})
 		select {
 		case changed <- struct{}{}: // its stations must be watched anew
@@ -52,7 +52,7 @@ func (i *Interface) Watch(ctx context.Context, vips []netip.Addr, saw func(Sight
 	}
 	for ctx.Err() == nil {
 		var watches sync.WaitGroup
-		watching, end := context.WithCancel(ctx)
+		watching, stop := context.WithCancel(ctx)
 		ifi, err := i.ethernet(watching)
 		if err == nil && ifi != nil {
 			for _, p := range []*protocol{&arpProtocol, &ndpProtocol} {
@@ -64,9 +64,12 @@ func (i *Interface) Watch(ctx context.Context, vips []netip.Addr, saw func(Sight
 			pause.Stop()
 		}
 		i.awaitOther(ctx, ifi, changed, pause.C)
-		end()
+		stop()
 		watches.Wait()
 		pause.Stop()
+	}
+	if err := context.Cause(ctx); errors.Is(err, errSubscription) {
+		return fmt.Errorf("watch %s: %w", i.name, err)
 	}
 	return nil
 }
@@ -89,13 +92,18 @@ func (i *Interface) awaitOther(ctx context.Context, ifi *net.Interface, changed 
 	}
 }
 
-// subscribe calls changed, until ctx ends, after each change that the kernel tells of.
-func (i *Interface) subscribe(ctx context.Context, tasks *sync.WaitGroup, changed func()) error {
+// errSubscription is that the kernel tells nothing any more: it had too much to tell.
+var errSubscription = errors.New("the kernel's news of interfaces have ended")
+
+// subscribe calls changed, until ctx ends, after each change that the kernel tells of. If
+// the kernel ends it, it ends ctx.
+func (i *Interface) subscribe(ctx context.Context, end context.CancelCauseFunc, tasks *sync.WaitGroup, changed func()) error {
 	links, addrs := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64)
 	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{}); err != nil {
 		return err
 	}
 	tasks.Go(func() {
+		defer end(errSubscription)
 		for u := range links { // closed when ctx has ended
 			if u.Attrs().Name == i.name {
 				changed()
@@ -106,6 +114,7 @@ func (i *Interface) subscribe(ctx context.Context, tasks *sync.WaitGroup, change
 		return err
 	}
 	tasks.Go(func() {
+		defer end(errSubscription)
 		for u := range addrs {
 			if ones, bits := u.LinkAddress.Mask.Size(); ones == bits && !u.NewAddr {
 				changed()
