@@ -180,10 +180,3 @@ func askAway(c net.Conn, q question, a *questions, stop <-chan struct{}) (stall 
 		}
 	}
 }
-
-// schedule gives the calling thread a priority, if it may, and nothing to what it starts.
-func schedule(policy, priority uint32) {
-	unix.SchedSetAttr(0, &unix.SchedAttr{
-		Size: unix.SizeofSchedAttr, Policy: policy, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
-	}, 0)
-}

@@ -76,7 +76,7 @@ func (s *keepalivedSite) daemon(n *lanNode) []int {
 	s.t.Helper()
 	pid := s.daemons[n].cmd.Process.Pid
 	pids := []int{pid}
-	for _, f := range strings.Fields(readFile(s.t, fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))) {
+	for f := range strings.FieldsSeq(readFile(s.t, fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))) {
 		child, err := strconv.Atoi(f)
 		if err != nil {
 			s.t.Fatal(err)

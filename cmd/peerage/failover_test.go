@@ -8,16 +8,13 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // contestant is a product that moves VIPs, on the machines of a LAN.
@@ -89,11 +86,7 @@ const (
 	// more than tooBusy per cent of the time. Then it is tried again, this often at most.
 	tooLate = 50 * time.Millisecond
 	tooBusy = 40
-	tries   = 4
-
-	// Before that, the machine has so long to become so quiet.
-	quietWithin = 10 * time.Minute
-	quiet       = 25 // per cent, as tooBusy
+	tries   = 3
 
 	// stillDouble is long enough for the watchers to see who answers.
 	stillDouble = 3 * watchGap
@@ -154,10 +147,10 @@ func TestFailover(t *testing.T) {
 	}
 	notes := os.Getenv("PEERAGE_FAILOVER_JSON")
 	outcomes := readOutcomes(t, notes)
-	note := func(tr outcome) {
-		outcomes = append(outcomes, tr)
+	note := func(o outcome) {
+		outcomes = append(outcomes, o)
 		if notes != "" {
-			appendOutcome(t, notes, tr)
+			appendOutcome(t, notes, o)
 		}
 	}
 	for round := range rounds {
@@ -197,18 +190,18 @@ func readOutcomes(t *testing.T, name string) (all []outcome) {
 	defer f.Close()
 	d := json.NewDecoder(bufio.NewReader(f))
 	for d.More() {
-		var tr outcome
-		if err := d.Decode(&tr); err != nil {
+		var o outcome
+		if err := d.Decode(&o); err != nil {
 			t.Fatalf("%s: %v; remove it to begin anew", name, err)
 		}
-		all = append(all, tr)
+		all = append(all, o)
 	}
 	return all
 }
 
-func appendOutcome(t *testing.T, name string, tr outcome) {
+func appendOutcome(t *testing.T, name string, o outcome) {
 	t.Helper()
-	line, err := json.Marshal(tr)
+	line, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,14 +235,14 @@ func compete(t *testing.T, name string, join func(*lan) contestant, idle bool, n
 		t.Run(c.name, func(t *testing.T) {
 			for range tries {
 				awaitQuiet(t)
-				tr := f.try(t, c.begin)
-				tr.Contestant, tr.Fault = name, c.name
-				tr.Discarded = tr.Late > milliseconds(tooLate) || tr.Waited > tooBusy
-				note(tr)
+				o := f.try(t, c.begin)
+				o.Contestant, o.Fault = name, c.name
+				o.Discarded = o.Late > milliseconds(tooLate) || o.Waited > tooBusy
+				note(o)
 				t.Logf("dark: address %.0f ms, service %.0f ms; two answer %.0f ms; afterwards %.0f ms lost, two answer %.0f ms; client late by %.0f ms, CPU waited for %.0f %%",
-					tr.Address, tr.Service, tr.Double, tr.HealLost, tr.HealTwo, tr.Late, tr.Waited)
+					o.Address, o.Service, o.Double, o.HealLost, o.HealTwo, o.Late, o.Waited)
 				f.awaitHome()
-				if !tr.Discarded {
+				if !o.Discarded {
 					break
 				}
 			}
@@ -258,35 +251,35 @@ func compete(t *testing.T, name string, join func(*lan) contestant, idle bool, n
 }
 
 // try lets the holder fail at a random point of the contestants' timers, and mends it.
-func (f *failover) try(t *testing.T, begin func(*failover) func()) (tr outcome) {
+func (f *failover) try(t *testing.T, begin func(*failover) func()) (o outcome) {
 	vip := f.holder.vips[0]
 	f.forget(vip)
 	waited, began := waitedForCPU(), time.Now()
 	address, service := f.ask(t, vip, echoRequest()), f.ask(t, vip, f.site.question())
 	pause(t.Context(), rand.N(longestPhase))
-	tr.Load = machineLoad(t)
+	o.Load = machineLoad(t)
 	marks := f.marks()
-	tr.At = time.Now()
+	o.At = time.Now()
 	end := begin(f)
 	pause(t.Context(), failedFor)
 	a, s := address(), service()
-	tr.Address, tr.Service = milliseconds(a.outage), milliseconds(s.outage)
+	o.Address, o.Service = milliseconds(a.outage), milliseconds(s.outage)
 	mended := time.Now()
-	tr.Double = milliseconds(f.double(span{from: tr.At, to: mended}))
-	tr.Endless = f.double(span{from: mended.Add(-stillDouble), to: mended}) > 0
+	o.Double = milliseconds(f.double(span{from: o.At, to: mended}))
+	o.Endless = f.double(span{from: mended.Add(-stillDouble), to: mended}) > 0
 
 	service = f.ask(t, vip, f.site.question())
 	mended = time.Now()
 	end()
 	pause(t.Context(), healedFor)
 	h := service()
-	tr.HealLost, tr.HealDark = milliseconds(h.lost), milliseconds(h.outage)
-	tr.DarkAt, tr.HealAt = s.began, h.began
-	tr.HealTwo = milliseconds(f.double(span{from: mended, to: time.Now()}))
-	tr.Late = milliseconds(max(a.stall, s.stall, h.stall))
-	tr.Waited = 100 * (waitedForCPU() - waited).Seconds() / time.Since(began).Seconds()
-	tr.Log = f.events(marks)
-	return tr
+	o.HealLost, o.HealDark = milliseconds(h.lost), milliseconds(h.outage)
+	o.DarkAt, o.HealAt = s.began, h.began
+	o.HealTwo = milliseconds(f.double(span{from: mended, to: time.Now()}))
+	o.Late = milliseconds(max(a.stall, s.stall, h.stall))
+	o.Waited = 100 * (waitedForCPU() - waited).Seconds() / time.Since(began).Seconds()
+	o.Log = f.events(marks)
+	return o
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -416,92 +409,4 @@ func (f *failover) idle() float64 {
 	before := spent()
 	pause(f.t.Context(), idleFor)
 	return 100 * (spent() - before).Seconds() / idleFor.Seconds()
-}
-
-// processTime is the time on a CPU that the threads of a process have had, to the nanosecond:
-// utime and stime count hundredths of a second.
-func processTime(t *testing.T, pid int) (spent time.Duration) {
-	t.Helper()
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	if err != nil || len(threads) == 0 {
-		t.Fatalf("threads of process %d: %v", pid, threads)
-	}
-	for _, name := range threads {
-		var ns int64
-		if _, err := fmt.Sscan(readFile(t, name), &ns); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		spent += time.Duration(ns)
-	}
-	return spent
-}
-
-// machineLoad is how many processes wanted to run during the last minute.
-func machineLoad(t *testing.T) (load float64) {
-	t.Helper()
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		t.Fatal(err)
-	}
-	return float64(info.Loads[0]) / (1 << 16) // SI_LOAD_SHIFT
-}
-
-// awaitQuiet waits until other programs leave the machine to this one, but not for ever.
-func awaitQuiet(t *testing.T) {
-	const look = 2 * time.Second
-	for deadline := time.Now().Add(quietWithin); time.Now().Before(deadline); {
-		before := waitedForCPU()
-		pause(t.Context(), look)
-		if waitedForCPU()-before < look*quiet/100 {
-			return
-		}
-	}
-}
-
-// waitedForCPU is the time so far in which some process of this machine waited for a CPU; 0
-// if the kernel does not count it.
-func waitedForCPU() time.Duration {
-	text, err := os.ReadFile("/proc/pressure/cpu")
-	if err != nil {
-		return 0
-	}
-	some, _, _ := strings.Cut(string(text), "\n")
-	_, total, _ := strings.Cut(some, "total=")
-	us, _ := strconv.ParseInt(total, 10, 64)
-	return time.Duration(us) * time.Microsecond
-}
-
-// peerageSite is a site of Peerage.
-type peerageSite struct{ *lan }
-
-func newPeerageSite(l *lan, period time.Duration) *peerageSite {
-	l.setUp()
-	for _, n := range l.nodes {
-		path := filepath.Join(n.data(), "site.yaml")
-		writeFile(l.t, path, edited(l.t, readFile(l.t, path), "measure: requests", fmt.Sprintf("measure: requests, period: %v", period)), 0o644)
-		n.run(l.t, binary, "site", "check", path)
-	}
-	return &peerageSite{l}
-}
-
-func (s *peerageSite) start(n *lanNode)         { n.start() }
-func (s *peerageSite) stop(n *lanNode)          { n.signal(syscall.SIGTERM) }
-func (s *peerageSite) awaitEnd(n *lanNode)      { n.awaitEnd() }
-func (s *peerageSite) daemon(n *lanNode) []int  { return []int{n.cmd.Process.Pid} }
-func (s *peerageSite) service(n *lanNode) []int { return []int{n.status().ServerPID} }
-func (s *peerageSite) question() question       { return hostQuestion(s.t) }
-
-func (s *peerageSite) atHome() bool {
-	for _, n := range s.nodes {
-		st := n.status()
-		if st == nil || st.Guard == nil || !st.Guard.Takeover.Fenced {
-			return false
-		}
-		for _, vip := range n.vips {
-			if !slices.Contains(st.Listening, vip) || !slices.Equal(s.holders(vip), []string{n.name}) {
-				return false
-			}
-		}
-	}
-	return true
 }
