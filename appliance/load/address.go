@@ -107,10 +107,14 @@ func (a *addresses) draw(r *rand.Rand) netip.Addr {
 // errForeign says that an address is not of the lab.
 var errForeign = errors.New("is neither a loopback nor a private address; load is for the lab and the demo only")
 
+// labNetworks are those of the lab. They are for documentation: nobody has them, and no router
+// passes them on (RFC 5737, RFC 3849).
+var labNetworks = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+
 // allowed returns an error unless load may be sent to a.
 func allowed(a netip.Addr) error {
 	a = a.Unmap()
-	if a.IsLoopback() || a.IsPrivate() || a.IsLinkLocalUnicast() {
+	if a.IsLoopback() || a.IsPrivate() || a.IsLinkLocalUnicast() || slices.ContainsFunc(labNetworks, func(p netip.Prefix) bool { return p.Contains(a) }) {
 		return nil
 	}
 	return fmt.Errorf("%v %w", a, errForeign)

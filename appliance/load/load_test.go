@@ -265,7 +265,7 @@ func TestForeignSiteIsRefused(t *testing.T) {
 	for a, want := range map[string]bool{
 		"127.9.9.9": true, "10.1.2.3": true, "192.168.1.1": true, "172.31.0.1": true, "169.254.1.1": true,
 		"::1": true, "fd00::1": true, "fe80::1": true, "::ffff:10.0.0.1": true,
-		"192.0.2.1": false, "172.32.0.1": false, "0.0.0.0": false, "::": false, "2001:db8::1": false, "224.0.0.1": false, "::ffff:192.0.2.1": false,
+		"192.0.2.1": true, "192.0.3.1": false, "172.32.0.1": false, "0.0.0.0": false, "::": false, "2001:db8::1": true, "2001:db9::1": false, "224.0.0.1": false, "::ffff:192.0.2.1": true,
 	} {
 		if got := allowed(netip.MustParseAddr(a)) == nil; got != want {
 			t.Errorf("%s is allowed: %v, want %v", a, got, want)

@@ -135,7 +135,7 @@ type Exchange struct {
 	freed    bool      // and it is that a VIP is free
 	shown    time.Time // when Changed was last told of a view
 	stale    bool      // the view lacks loads that have come in
-	untold   bool      // Changed was not told of the load of this node that it has
+	untold   bool      // Changed was not told of loads that it has
 	asked    time.Time // when the peers were last asked
 	light    bool      // the load was not above L1 when it was last reported
 	hasten   int       // reports that are still sent at the period before a change to a longer one
@@ -158,8 +158,8 @@ const (
 	// changes shows at once.
 	viewEvery = 20 * time.Millisecond
 
-	// tellEvery is the least time between two views that Changed tells of for the load of this
-	// node alone.
+	// tellEvery is the least time between two views that Changed is told of for nothing but
+	// the load of this node.
 	tellEvery = time.Second
 
 	// askPause is the least time between two questions to the peers.
@@ -277,9 +277,12 @@ func settle(c *Config) (Mode, error) {
 // View returns the latest view; never nil.
 func (x *Exchange) View() *balancing.View { return x.view.Load() }
 
-// Changed gets a value when there is a new view; of one that differs in nothing but the
-// load of this node, within a second and a period. Whoever cares for that has told it, and
-// an idle node would be busy with little else. It is never closed, and is for one reader.
+// Changed gets a value when there is a new view. It is never closed, and is for one reader.
+//
+// Its readers would be most of what an idle node does, so it may wait: for a second and a
+// period if nothing differs but the load of this node, for who cares has told it; and for a
+// period while this node is not above L1 if the loads of the peers differ by less than
+// anybody would act upon.
 func (x *Exchange) Changed() <-chan struct{} { return x.changed }
 
 // Update changes what this node says of itself. The view shows it at once. The peers are
@@ -559,6 +562,13 @@ func (x *Exchange) hear(b []byte, byMulticast bool) {
 	}
 	switch what {
 	case nothing:
+		if x.status.Load <= x.settings.Light && now.Sub(x.shown) < x.settings.Period/2 {
+			x.untold = true
+			x.picture(now)
+			return
+		}
+		fallthrough
+	case loads:
 		x.outdate(now)
 		return
 	case joined:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -134,11 +135,15 @@ func (p *peers) find(id balancing.NodeID) *peer {
 	return p.list[i]
 }
 
+// noise is the change of a load, in points, that nobody would act upon.
+const noise = 1
+
 // change says what a report has changed.
 type change uint8
 
 const (
-	nothing change = iota // but the load
+	nothing change = iota // but its loads, by less than noise
+	loads                 // its loads
 	words                 // its state, or what it holds
 	joined                // it is on-line now
 	parted                // it has left
@@ -155,7 +160,7 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 	case now.Sub(r.sent).Abs() > maxSkew:
 		return x, nothing, errClock
 	}
-	was := Status{State: x.State, Held: x.Held, Unable: x.Unable}
+	was := Status{State: x.State, Held: x.Held, Unable: x.Unable, Load: x.Load, Debit: x.Debit, Shed: x.Shed}
 	wasOnline := x.Online
 	x.Incarnation, x.sequence = r.incarnation, r.sequence
 	x.State, x.Load, x.Debit, x.Shed, x.Heard = r.state, r.load, r.debit, r.shed, now
@@ -190,9 +195,13 @@ func (p *peers) accept(r *report, now time.Time, byMulticast bool) (*peer, chang
 		return x, joined, nil
 	case was.says(&Status{State: x.State, Held: x.Held, Unable: x.Unable}):
 		return x, words, nil
+	case max(distance(was.Load, x.Load), distance(was.Debit, x.Debit), distance(was.Shed, x.Shed)) >= noise:
+		return x, loads, nil
 	}
 	return x, nothing, nil
 }
+
+func distance(a, b balancing.Load) float64 { return math.Abs(float64(a - b)) }
 
 // reached settles where reports to x go.
 func (x *peer) reached(private bool) {
