@@ -30,9 +30,10 @@ type CommandLink struct {
 
 	changed chan struct{} // capacity 1
 
-	mu   sync.Mutex
-	here map[netip.Addr]bool // VIPs, as the link has them
-	told map[netip.Addr]bool // as the program was last told with success
+	mu     sync.Mutex
+	here   map[netip.Addr]bool // VIPs, as the link has them
+	told   map[netip.Addr]bool // as the program was last told with success
+	unsure map[netip.Addr]bool // that it was told of since, without: it may have done it or not
 }
 
 // WithCommand returns l so that the program at path is run, while Run does, as
@@ -44,7 +45,7 @@ type CommandLink struct {
 func WithCommand(l Link, path string, log *slog.Logger) *CommandLink {
 	return &CommandLink{
 		Link: l, path: path, log: log, changed: make(chan struct{}, 1),
-		here: map[netip.Addr]bool{}, told: map[netip.Addr]bool{},
+		here: map[netip.Addr]bool{}, told: map[netip.Addr]bool{}, unsure: map[netip.Addr]bool{},
 	}
 }
 
@@ -127,7 +128,7 @@ func (c *CommandLink) tellAll(ctx context.Context) bool {
 	var all []news
 	c.mu.Lock()
 	for vip, here := range c.here {
-		if c.told[vip] != here {
+		if c.told[vip] != here || c.unsure[vip] {
 			all = append(all, news{vip, here})
 		}
 	}
@@ -138,13 +139,13 @@ func (c *CommandLink) tellAll(ctx context.Context) bool {
 		if n.here {
 			word = "claim"
 		}
-		if err := c.run(ctx, word, n.vip); err != nil {
-			taken = false
-			continue
-		}
+		err := c.run(ctx, word, n.vip)
 		c.mu.Lock()
-		c.told[n.vip] = n.here
+		if c.unsure[n.vip] = err != nil; err == nil {
+			c.told[n.vip] = n.here
+		}
 		c.mu.Unlock()
+		taken = taken && err == nil
 	}
 	return taken
 }

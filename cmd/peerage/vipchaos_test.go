@@ -33,9 +33,10 @@ type vipChaos struct {
 
 // harm is something that can befall a node.
 type harm struct {
-	what  string
-	apart bool // the network is not whole then
-	begin func(*lanNode) (end func())
+	what   string
+	begin  func(*lanNode) (end func())
+	apart  bool // the network is not whole then
+	frozen bool // the guard is
 }
 
 // trouble is a node's harm that is not over.
@@ -49,6 +50,9 @@ type trouble struct {
 const (
 	// rested is how long all is left alone before the site must have settled.
 	rested = 3 * time.Second
+
+	// lease is that of a guard (balancing.period of 500 ms).
+	lease = 900 * time.Millisecond
 
 	// maxDark is how many questions in a row may have no answer when it has.
 	maxDark = 50
@@ -90,7 +94,7 @@ func TestVIPChaos(t *testing.T) {
 	c.hurt(ctx)
 	looking.Wait()
 	c.mend(func(*trouble) bool { return true })
-	c.recall()
+	eventually(t, "all orders are taken back", c.recall)
 	c.awaitHome()
 	for _, s := range c.whole {
 		if s.to.IsZero() {
@@ -141,38 +145,38 @@ func (c *vipChaos) everything() []harm {
 		return func(n *lanNode) func() { return c.block(c.t, fmt.Sprintf(rule, n.name+"-"+public)) }
 	}
 	all := []harm{
-		{"guard killed", false, signal(true, false, syscall.SIGKILL, 0)},
-		{"server killed", false, signal(false, true, syscall.SIGKILL, 0)},
-		{"guard and server killed", false, signal(true, true, syscall.SIGKILL, 0)},
-		{"stopped in order", false, signal(true, false, syscall.SIGTERM, 0)},
-		{"guard frozen", false, signal(true, false, syscall.SIGSTOP, syscall.SIGCONT)},
-		{"server frozen", false, signal(false, true, syscall.SIGSTOP, syscall.SIGCONT)},
-		{"guard and server frozen", false, signal(true, true, syscall.SIGSTOP, syscall.SIGCONT)},
-		{"cable pulled", true, func(n *lanNode) func() {
+		{what: "guard killed", begin: signal(true, false, syscall.SIGKILL, 0)},
+		{what: "server killed", begin: signal(false, true, syscall.SIGKILL, 0)},
+		{what: "guard and server killed", begin: signal(true, true, syscall.SIGKILL, 0)},
+		{what: "stopped in order", begin: signal(true, false, syscall.SIGTERM, 0)},
+		{what: "guard frozen", begin: signal(true, false, syscall.SIGSTOP, syscall.SIGCONT), frozen: true},
+		{what: "server frozen", begin: signal(false, true, syscall.SIGSTOP, syscall.SIGCONT)},
+		{what: "guard and server frozen", begin: signal(true, true, syscall.SIGSTOP, syscall.SIGCONT), frozen: true},
+		{what: "cable pulled", apart: true, begin: func(n *lanNode) func() {
 			c.cable(n.name, public, false)
 			return func() { c.cable(n.name, public, true) }
 		}},
-		{"cut off", true, move("")},
-		{"on a network apart", true, move(bridgeOf(apart(public)))},
-		{"drained", false, func(n *lanNode) func() {
+		{what: "cut off", apart: true, begin: move("")},
+		{what: "on a network apart", apart: true, begin: move(bridgeOf(apart(public)))},
+		{what: "drained", begin: func(n *lanNode) func() {
 			c.order(n, "drain", func(ctx context.Context, at node.Client) error {
 				return at.DrainNode(ctx, node.DrainNode{Name: balancing.NodeID(n.name), User: "chaos"}, func(node.Step) {})
 			})
-			return c.recall
+			return func() { c.recall() }
 		}},
-		{"its VIP moved", false, func(n *lanNode) func() {
+		{what: "its VIP moved", begin: func(n *lanNode) func() {
 			to := c.nodes[c.random.IntN(len(c.nodes))].name
 			c.order(n, "move to "+to, func(ctx context.Context, at node.Client) error {
 				return at.MoveVIP(ctx, node.MoveVIP{VIP: n.vips[0], To: balancing.NodeID(to), User: "chaos"}, func(node.Step) {})
 			})
-			return c.recall
+			return func() { c.recall() }
 		}},
 	}
 	if c.drops {
 		all = append(all,
-			harm{"mute", false, drop("iifname %q udp dport 7947 drop")},
-			harm{"deaf", false, drop("oifname %q udp dport 7947 drop")},
-			harm{"without multicast", false, drop("iifname %q ip daddr 239.255.79.47 drop")},
+			harm{what: "mute", begin: drop("iifname %q udp dport 7947 drop")},
+			harm{what: "deaf", begin: drop("oifname %q udp dport 7947 drop")},
+			harm{what: "without multicast", begin: drop("iifname %q ip daddr 239.255.79.47 drop")},
 		)
 	}
 	return all
@@ -191,24 +195,31 @@ func (c *vipChaos) order(n *lanNode, what string, give func(context.Context, nod
 	}
 }
 
-// recall takes all orders back that a node knows of.
-func (c *vipChaos) recall() {
+// recall takes all orders back that a node knows of, and reports whether all nodes answer and
+// there was none.
+func (c *vipChaos) recall() (none bool) {
+	none = true
 	for _, n := range c.nodes {
 		st := n.status()
 		if st == nil {
+			none = false
 			continue
 		}
+		at := node.Client(n.data())
 		ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
 		for id := range st.Drained {
-			node.Client(n.data()).DrainNode(ctx, node.DrainNode{Name: id, End: true, User: "chaos"}, func(node.Step) {})
+			none = false
+			at.DrainNode(ctx, node.DrainNode{Name: id, End: true, User: "chaos"}, func(node.Step) {})
 		}
 		for _, v := range st.VIPs {
 			if v.Moved != nil {
-				node.Client(n.data()).MoveVIP(ctx, node.MoveVIP{VIP: v.Address, User: "chaos"}, func(node.Step) {})
+				none = false
+				at.MoveVIP(ctx, node.MoveVIP{VIP: v.Address, User: "chaos"}, func(node.Step) {})
 			}
 		}
 		cancel()
 	}
+	return none
 }
 
 // free reports whether a node has no trouble.
@@ -244,7 +255,13 @@ func (c *vipChaos) begin(n *lanNode, h harm) {
 	x := &trouble{harm: h, node: n, over: time.Now().Add(time.Duration(200+c.random.IntN(4000)) * time.Millisecond)}
 	c.note(func() { c.under = append(c.under, x) })
 	x.end = h.begin(n)
-	c.note(func() {})
+	c.note(func() {
+		// In the moment in which its network becomes whole a node that does not run cannot
+		// give in: its lease has to run out.
+		if last := &c.whole[len(c.whole)-1]; h.frozen && time.Since(last.from) < lease {
+			last.from = time.Now().Add(lease)
+		}
+	})
 }
 
 // mend ends those troubles that are to end.
