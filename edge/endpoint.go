@@ -69,10 +69,16 @@ func (a *address) Hold(held bool) {
 	}
 }
 
-// Close drains the endpoint, if there is one, within the site's grace.
+// Close drains the endpoint, if there is one, within the site's grace. The time since its
+// clients were told to go counts.
 func (a *address) Close() {
 	if e := a.open.Swap(nil); e != nil {
-		a.s.drain(e.drain)
+		left := a.s.site.Load().Grace - e.going()
+		a.s.drain(func(ctx context.Context) {
+			ctx, cancel := context.WithTimeout(ctx, left)
+			defer cancel()
+			e.drain(ctx)
+		})
 	}
 }
 
@@ -91,6 +97,7 @@ type endpoint struct {
 	quic    *quicEndpoint // nil until its socket could be had
 	present *service
 	told    <-chan struct{} // of the service whose clients were told to go; nil while they may stay
+	since   time.Time       // when they were told
 	closed  bool
 
 	// The services before the present one end by themselves, or when life ends.
@@ -160,7 +167,17 @@ func (e *endpoint) leave() {
 	was := e.present
 	was.stop()
 	e.serve(false)
-	e.told = e.end(was)
+	e.told, e.since = e.end(was), time.Now()
+}
+
+// going returns for how long its clients have been told to go.
+func (e *endpoint) going() time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.told == nil || e.since.IsZero() {
+		return 0
+	}
+	return time.Since(e.since)
 }
 
 // stay calls leave off.
@@ -168,7 +185,7 @@ func (e *endpoint) stay() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.told != nil && !e.closed {
-		e.told = nil
+		e.told, e.since = nil, time.Time{}
 		e.present.keepAlive(true)
 	}
 }

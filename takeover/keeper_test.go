@@ -477,3 +477,35 @@ func TestKeeperHoldsNoMoreThanAReportCanName(t *testing.T) {
 		}
 	})
 }
+
+// Whoever shows the status to others is told when there is something new in it, and else
+// left alone.
+func TestStatusChangesAreShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		link := linktest.NewLAN(60 * time.Millisecond).Host("n1")
+		v := &balancing.View{Self: "n1", Nodes: []balancing.Node{{ID: "n1", Online: true, State: balancing.OK, Capacity: 1, Home: []netip.Addr{vipOf(1)}}}}
+		var shown atomic.Int64
+		k := takeover.New(takeover.Config{
+			Self: "n1", Link: link, View: func() *balancing.View { return v }, Held: func([]netip.Addr) {},
+			Shown: func() { shown.Add(1) }, Log: slog.New(slog.DiscardHandler),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var run sync.WaitGroup
+		defer run.Wait()
+		defer cancel()
+		run.Go(func() { k.Run(ctx) })
+		news := func(what string, want bool) {
+			t.Helper()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if n := shown.Swap(0); (n > 0) != want {
+				t.Errorf("%s: told %d times", what, n)
+			}
+		}
+		news("claimed", true)
+		news("nothing", false)
+		link.Fail(errors.New("no"))
+		news("an error", true)
+		news("the same", false)
+	})
+}

@@ -127,12 +127,14 @@ func settle(v *balancing.View, home int, vip netip.Addr, moved balancing.NodeID)
 }
 
 // lastResort returns the place of the node that keeps vip although nobody serves: its home if
-// that holds it, else the first of its holders; -1 if there is none.
+// that holds it, else the first of its holders; -1 if there is none. A node that is joining
+// keeps nothing: it may have stood still, and begins anew.
 func lastResort(v *balancing.View, home int, vip netip.Addr) int {
-	if v.Nodes[home].Holds(vip) {
+	keeps := func(_ int, n *balancing.Node) bool { return n.Holds(vip) && n.State != balancing.Joining }
+	if keeps(home, &v.Nodes[home]) {
 		return home
 	}
-	return first(v, vip, func(_ int, n *balancing.Node) bool { return n.Holds(vip) })
+	return first(v, vip, keeps)
 }
 
 // bounds returns the share of each node in all VIPs, by the capacities of those that serve.

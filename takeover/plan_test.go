@@ -66,6 +66,7 @@ func TestPlan(t *testing.T) {
 		{"sick and alone", "sick:n1 off off", "n1 last resort, nobody, nobody", ""},
 		{"sick, alone and dark", "sick off off", "nobody, nobody, nobody", ""},
 		{"sick stand-in", "sick:n1,n2 off off", "n1 last resort, n1 last resort, nobody", ""},
+		{"stand-in that begins anew", "off joining:n1,n2 draining", "nobody, n2 waiting for home, nobody", ""},
 		{"drained stand-in", "off draining:n1,n2 off", "n2 last resort, n2 last resort, nobody", ""},
 		{"moved, and both hold it", "ok:n1 ok:n1 ok", "n1 home, n2 home, n3 home", "n1>n2"},
 		{"all off-line", "off off off", "nobody, nobody, nobody", ""},
@@ -166,7 +167,7 @@ func naive(v *balancing.View, moved map[netip.Addr]balancing.NodeID) (plan []tak
 				all = append(all, candidate{n, 4, takeover.ReasonStandIn})
 			case n.Online && home && held:
 				all = append(all, candidate{n, 5, takeover.ReasonLastResort})
-			case n.Online && held:
+			case n.Online && held && n.State != balancing.Joining:
 				all = append(all, candidate{n, 6, takeover.ReasonLastResort})
 			}
 		}

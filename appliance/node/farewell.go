@@ -14,19 +14,19 @@ type farewells struct {
 	tasks sync.WaitGroup
 }
 
-// bid makes vips those that go, in place of those named before.
-func (s *server) bid(vips []netip.Addr) {
+// bid makes those of m the VIPs that go.
+func (s *server) bid(m *leaving) {
 	f := &s.farewells
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for vip, cancel := range f.under {
-		if !slices.Contains(vips, vip) {
+		if !slices.Contains(m.VIPs, vip) {
 			cancel()
 			delete(f.under, vip)
-			s.edge.Stay([]netip.Addr{vip})
 		}
 	}
-	for _, vip := range vips {
+	s.edge.Stay(m.Stay)
+	for _, vip := range m.VIPs {
 		if _, has := f.under[vip]; has {
 			continue
 		}

@@ -189,7 +189,7 @@ func (s *server) hear(stop context.CancelCauseFunc) {
 		case m.Took != nil:
 			s.wishes.answered(*m.Took)
 		case m.Leaving != nil:
-			s.bid(m.Leaving.VIPs)
+			s.bid(m.Leaving)
 		case m.View != nil:
 			s.told.Store(m.Guard)
 			s.view.Store(s.withOwnLoad(m.View))

@@ -27,7 +27,7 @@ func (g *guard) keeperConfig(link takeover.Link, changed <-chan struct{}) takeov
 		Rules:   g.rules,
 		Vouch:   g.exchange.Vouch,
 		Held:    func(held []netip.Addr) { g.exchange.Update(func(s *heartbeat.Status) { s.Held = held }) },
-		Leaving: g.departures.going,
+		Leaving: func(vips []netip.Addr) []netip.Addr { return g.departures.going(vips, g.exchange.View().Me()) },
 		Cut: func(cut bool) {
 			g.mu.Lock()
 			g.facts.isolate(time.Now(), cut)
@@ -101,10 +101,11 @@ func (g *guard) touched() {
 	g.judge(time.Now())
 }
 
-// leaving tells the server which VIPs go to a peer: those that are not named any more stay
-// after all, or have gone.
+// leaving tells the server which VIPs go to a peer, in place of those told before. Of those
+// that are not named any more some stay after all; the others have gone.
 type leaving struct {
 	VIPs []netip.Addr `json:"vips"`
+	Stay []netip.Addr `json:"stay,omitempty"`
 }
 
 // left tells the guard that no client waits for an answer by a VIP that goes.
@@ -128,15 +129,22 @@ func (d *departures) serve(c *channel) {
 	d.server, d.told, d.done = c, nil, nil
 }
 
-// going says which VIPs go, and returns those of them by which clients wait for answers.
-func (d *departures) going(vips []netip.Addr) (busy []netip.Addr) {
+// going says which VIPs go from this node, and returns those of them by which clients wait
+// for answers.
+func (d *departures) going(vips []netip.Addr, me *balancing.Node) (busy []netip.Addr) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.server == nil {
 		return nil // nobody serves
 	}
 	if !slices.Equal(vips, d.told) {
-		if d.server.send(toServer{Leaving: &leaving{VIPs: vips}}) != nil {
+		m := &leaving{VIPs: vips}
+		for _, vip := range d.told {
+			if !slices.Contains(vips, vip) && me != nil && me.Holds(vip) {
+				m.Stay = append(m.Stay, vip)
+			}
+		}
+		if d.server.send(toServer{Leaving: m}) != nil {
 			return nil
 		}
 		d.told = slices.Clone(vips)

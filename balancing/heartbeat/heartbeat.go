@@ -297,9 +297,7 @@ func (x *Exchange) Update(f func(*Status)) {
 	s.Held, s.Unable = slices.Clone(was.Held), slices.Clone(was.Unable)
 	f(&s)
 	x.status = s
-	if serves := s.State == balancing.OK || s.State == balancing.Degraded; x.lease.lapsed && len(s.Held) == 0 && !serves {
-		x.lease.lapsed = false // it is true by now
-	}
+	x.lease.mend(&s)
 	switch {
 	case was.says(&s):
 		x.publish(time.Now())

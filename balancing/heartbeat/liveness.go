@@ -44,6 +44,7 @@ type lease struct {
 	end     time.Duration // when it runs out, by the clock of the exchange; 0: it is not open
 	length  time.Duration // of the latest
 	lapsed  bool          // it ran out by itself, and that is not made good yet
+	began   bool          // since then this node has said that it does not serve
 	renewed chan struct{} // capacity 1: a marked report has left
 }
 
@@ -62,7 +63,7 @@ func sinceBoot() time.Duration {
 //
 // If no marked report leaves for [Lease], because this process or its machine stood still,
 // the right is gone: the view and the reports say that the node is joining and holds
-// nothing, until [Exchange.Update] has said as much. Without a Mark, it does nothing.
+// nothing, until [Exchange.Update] has said both. Without a Mark, it does nothing.
 func (x *Exchange) Vouch(ctx context.Context, d time.Duration) error {
 	if x.c.Mark == 0 {
 		return nil
@@ -131,6 +132,18 @@ func (x *Exchange) overdue() {
 	x.c.Log.Error("lease lapsed", "reason", "this node stood still, or its reports did not leave")
 	x.publish(time.Now())
 	x.tell(true)
+}
+
+// mend makes a lapse good, when s has said that this node does not serve, and that it holds
+// nothing.
+func (l *lease) mend(s *Status) {
+	if !l.lapsed {
+		return
+	}
+	l.began = l.began || s.State != balancing.OK && s.State != balancing.Degraded
+	if l.began && len(s.Held) == 0 {
+		l.lapsed, l.began = false, false
+	}
 }
 
 // said is what the reports say of this node. x.mu is held.

@@ -136,8 +136,12 @@ func TestLeaseLapses(t *testing.T) {
 		if me := n1.View().Me(); me.State != balancing.Joining {
 			t.Errorf("it is %v again without having given in", me.State)
 		}
-		n1.Update(func(s *Status) { s.State, s.Held = balancing.Joining, nil })
+		n1.Update(func(s *Status) { s.State = balancing.Joining })
 		n1.Update(func(s *Status) { s.State = balancing.OK })
+		if vouch() == nil || n1.View().Me().State != balancing.Joining {
+			t.Error("it serves, and what it held it holds")
+		}
+		n1.Update(func(s *Status) { s.Held = nil })
 		if err := vouch(); err != nil {
 			t.Error(err)
 		}

@@ -234,6 +234,7 @@ type watch struct {
 	m     *Meter
 	rests bool
 	busy  time.Time // when there was something to see last
+	used  float64   // CPU time, as a part of capacity, when costs were learned last
 
 	last    time.Time // look
 	learned time.Time
@@ -249,12 +250,12 @@ func (w *watch) look(now time.Time, roused bool) {
 	m, passed := w.m, now.Sub(w.last)
 	w.last = now
 	if w.rests {
-		m.rest(&w.averages, passed, w.used(now))
+		w.learn(now)
+		m.rest(&w.averages, passed, w.used)
 	} else {
 		m.step(&w.averages, passed)
 		if now.Sub(w.learned) >= costEvery {
-			w.learned = now
-			m.learn()
+			w.learn(now)
 		}
 	}
 	if now.Sub(w.guarded) >= guardEvery {

@@ -15,11 +15,15 @@ const (
 	// clock, as the self-checks of a server do, so that a process wakes up once for both.
 	restEvery = 100 * time.Millisecond
 
-	// A node comes to rest when for restAfter it has had no request that was seen, and no
-	// average of restBelow, as a part of capacity. As samples are taken for so long, it makes
-	// no difference to them when the request came that has roused the meter.
+	// A node comes to rest when for restAfter it has had no request that was seen, and has not
+	// used restBelow of its CPU time, nor had an average of as much. As samples are taken for
+	// so long, it makes no difference to them when the request came that has roused the meter.
 	restAfter = Tau
 	restBelow = 0.05
+
+	// restPressure bounds the pressure too, but generously: where other programs use the CPUs,
+	// the few goroutines that an idle node has wait for one most of the time.
+	restPressure = 0.2
 )
 
 // Rests reports whether the node is at rest: it has no requests, and next to nothing to do.
@@ -40,22 +44,26 @@ func (m *Meter) rest(a *averages, passed time.Duration, cpu float64) {
 	m.mix(a, passed, averages{cpu: cpu, lag: lag(passed, restEvery)})
 }
 
-// used returns the CPU time used since it was last called, or costs were learned, as a part
-// of capacity.
-func (w *watch) used(now time.Time) float64 {
+// learn learns what the CPU time used since the last time was used for.
+func (w *watch) learn(now time.Time) {
 	passed, was := now.Sub(w.learned), w.m.costs.used
-	w.m.costs.used, w.learned = w.m.cpuTime(), now // it is the cost of no request
 	if passed <= 0 {
-		return 0
+		return
 	}
-	return (w.m.costs.used - was).Seconds() / passed.Seconds() / float64(runtime.GOMAXPROCS(0))
+	w.learned = now
+	if w.rests {
+		w.m.costs.used = w.m.cpuTime() // for no request
+	} else {
+		w.m.learn()
+	}
+	w.used = (w.m.costs.used - was).Seconds() / passed.Seconds() / float64(runtime.GOMAXPROCS(0))
 }
 
 // settle decides whether the node is at rest.
 func (w *watch) settle(now time.Time, roused bool) {
 	m := w.m
 	switch {
-	case roused, max(w.cpu, w.requests, w.lag) >= restBelow:
+	case roused, max(w.used, w.requests, w.lag) >= restBelow, w.cpu >= restPressure:
 		w.busy = now
 	case w.rests:
 		return // a request would have roused it
