@@ -132,7 +132,7 @@ type Exchange struct {
 	told     Status    // as in the latest report to all
 	news     bool      // there is something that all peers should know early
 	urgent   bool      // and it is no load
-	freed    bool      // and it is that a VIP is free
+	freed    bool      // and until they are, nobody answers for a VIP
 	shown    time.Time // when Changed was last told of a view
 	stale    bool      // the view lacks loads that have come in
 	untold   bool      // Changed was not told of loads that it has

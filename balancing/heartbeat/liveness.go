@@ -76,7 +76,8 @@ func (x *Exchange) Vouch(ctx context.Context, d time.Duration) error {
 			x.lease.vouched = time.Now().Add(d)
 			if now := Lease(x.settings.Period, x.c.OfflineAfter); !open || now != x.lease.length {
 				x.lease.length = now
-				x.tell(true) // the kernel goes by another length from now on
+				x.freed = x.freed || !open // until it has left, what this node claims is dark
+				x.tell(true)               // or the kernel goes by another length from now on
 			}
 		}
 		x.mu.Unlock()
