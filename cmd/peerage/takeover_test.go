@@ -55,8 +55,11 @@ func newGuarded(t *testing.T, nodes int) *guarded {
 		if err := json.Unmarshal([]byte(n.run(t, binary, "status", "--json", "--dir", n.data())), &st); err != nil {
 			t.Fatal(err)
 		}
-		if f := st.Guard.Takeover; !f.Fenced || f.Fence != "" {
+		switch f := st.Guard.Takeover; {
+		case f.Fence != "":
 			t.Skipf("no fence around the VIPs of %s: %s", n.name, f.Fence)
+		case !f.Fenced:
+			t.Fatalf("%s does not say that its VIPs are fenced: %+v", n.name, f)
 		}
 	}
 	for _, vip := range g.all { // so that the client knows all stations
